@@ -1,0 +1,61 @@
+"""What a forward pass shows of a model: hidden states, queries, keys and values of chosen layers, logits.
+How attention is made to show them is left to attention.py; what is compared is left to losses.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from distill.attention import AttentionInputs, record_attention
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective asks of a model: hidden states (0 = embeddings), attention layers (from 1), logits."""
+
+    hidden: frozenset[int] = frozenset()
+    attention: frozenset[int] = frozenset()
+    logits: bool = False
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(self.hidden | other.hidden, self.attention | other.attention, self.logits or other.logits)
+
+
+@dataclass(frozen=True)
+class Activations:
+    """hidden[i]: (B, T, D), i = 0 is the output of the embeddings. attention[m]: queries, keys and values of layer m,
+    counted from 1. logits: (B, C) for sequences, (B, T, C) for tokens, (B, T, 2) for spans (start, end)."""
+
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
+    attention: Mapping[int, AttentionInputs] = field(default_factory=dict)
+    logits: Tensor | None = None
+
+
+def capture(model: PreTrainedModel, batch: Mapping[str, Tensor], needs: Needs) -> Activations:
+    """Run `model` on `batch` and keep what `needs` names; nothing else is kept or computed for it.
+
+    The task head does not run when the logits are not needed. Gradients flow unless the caller switched them off.
+
+    Args:
+        model: a model prepared by `attention.show_attention` when needs.attention is not empty.
+        batch: input_ids, attention_mask and, where the model takes them, token_type_ids; each (B, T).
+    """
+    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    body = model if needs.logits else model.base_model
+    with record_attention(needs.attention) as attention:
+        output = body(**inputs, output_hidden_states=bool(needs.hidden), return_dict=True)
+    hidden = {index: output.hidden_states[index] for index in sorted(needs.hidden)}
+    return Activations(hidden, attention, read_logits(output) if needs.logits else None)
+
+
+def read_logits(output: Mapping[str, Tensor]) -> Tensor:
+    """The logits of any task head; a span head's start and end logits are stacked to (B, T, 2)."""
+    if "start_logits" in output:
+        return torch.stack((output["start_logits"], output["end_logits"]), dim=-1)
+    return output["logits"]

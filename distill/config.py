@@ -1,0 +1,237 @@
+"""Configuration: YAML and dotted overrides -> frozen objects -> YAML.
+Each group of settings stands in the file that uses it; only the groups of whole stages stand here."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import yaml
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+
+from distill.augmentation import AugmentOptions
+from distill.data import DataOptions, SourceOptions
+from distill.layer_map import LayerMapOptions
+from distill.losses import GeneralLosses, TaskLosses
+from distill.settings import UserError, settings
+from distill.students import StudentOptions
+from distill.training import TrainingOptions
+
+
+@settings
+class TeacherTraining(TrainingOptions):
+    epochs: float = Field(default=3, gt=0)
+    learning_rate: float = Field(default=5e-5, gt=0)
+
+
+@settings
+class IntermediateTraining(TrainingOptions):
+    epochs: float = Field(default=20, gt=0)
+    learning_rate: float = Field(default=5e-5, gt=0)
+
+
+@settings
+class LogitsTraining(TrainingOptions):
+    epochs: float = Field(default=3, gt=0)
+    learning_rate: float = Field(default=3e-5, gt=0)
+
+
+@settings
+class GeneralTraining(TrainingOptions):
+    batch_size: PositiveInt = 256
+    learning_rate: float = Field(default=1e-4, gt=0)
+    save_every_steps: PositiveInt = 500
+
+
+@settings
+class TeacherOptions:
+    model: str = "all-minilm-l6-v2"
+    """Checkpoint folder, hub name, or the packaged all-minilm-l6-v2."""
+    training: TeacherTraining | None = None
+    """Fine-tune it on the task first; null where it is fine-tuned already."""
+
+
+@settings
+class GeneralOptions:
+    corpus: SourceOptions = dataclasses.field(default_factory=SourceOptions)
+    """Unlabelled text; the keys of data."""
+    streaming: bool = False
+    """Read the corpus as it trains; needs training.max_steps."""
+    max_length: int = Field(default=128, ge=16)
+    """Word pieces of a sequence, special ones included."""
+    losses: GeneralLosses = dataclasses.field(default_factory=GeneralLosses)
+    """Loss terms; neither labels nor logits exist here."""
+    training: GeneralTraining = dataclasses.field(default_factory=GeneralTraining)
+
+
+@settings
+class TaskOptions:
+    type: Literal[
+        "single_label_classification",
+        "multi_label_classification",
+        "regression",
+        "token_classification",
+        "question_answering",
+    ] = "single_label_classification"
+    metric: str | None = None
+    """Figure by which checkpoints are chosen and retention is told; the task's usual one where not given."""
+    losses: TaskLosses = dataclasses.field(default_factory=TaskLosses)
+    """Loss terms: the intermediate phase takes embedding, attention and hidden, the logits phase logits and labels."""
+    intermediate: IntermediateTraining | None = dataclasses.field(default_factory=IntermediateTraining)
+    """The phase on intermediate layers; null skips it."""
+    logits: LogitsTraining | None = dataclasses.field(default_factory=LogitsTraining)
+    """The phase on logits; null skips it."""
+
+
+@settings
+class EvaluateOptions:
+    undistilled: bool = True
+    """Also train the same student from random weights on the labels alone, for as many steps as distillation took
+    on the task, and report it beside."""
+    undistilled_training: LogitsTraining | None = None
+    """How; where null, the logits phase's settings over the steps of both task phases."""
+    batch_size: PositiveInt = 64
+    """Rows a forward when predicting."""
+
+
+@settings
+class RuntimeOptions:
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of training and the frozen teacher; auto: bf16 where a matrix product in it is measured faster."""
+    keep_checkpoints: PositiveInt = 1
+    """Training checkpoints kept while a stage runs."""
+    cpu_threads: PositiveInt | None = None
+    """Threads of a process on the CPU; torch's own choice where not given."""
+
+
+@settings
+class Config:
+    output: str = "runs/default"
+    """The run folder; --output replaces it."""
+    seed: NonNegativeInt = 42
+    """Of everything random."""
+    teacher: TeacherOptions = dataclasses.field(default_factory=TeacherOptions)
+    student: StudentOptions = dataclasses.field(default_factory=StudentOptions)
+    layer_map: LayerMapOptions = dataclasses.field(default_factory=LayerMapOptions)
+    data: DataOptions = dataclasses.field(default_factory=DataOptions)
+    general: GeneralOptions | None = None
+    """General distillation; null leaves the stage out."""
+    augment: AugmentOptions | None = None
+    """Data augmentation of the training split; null leaves the stage out."""
+    task: TaskOptions | None = dataclasses.field(default_factory=TaskOptions)
+    """Task distillation; null for general distillation alone."""
+    evaluate: EvaluateOptions = dataclasses.field(default_factory=EvaluateOptions)
+    runtime: RuntimeOptions = dataclasses.field(default_factory=RuntimeOptions)
+    tracking: list[str] = dataclasses.field(default_factory=list)
+    """Trackers beside metrics.jsonl: wandb, tensorboard, ..."""
+    project: str = "tinybert-distill"
+    """Project name at the trackers."""
+
+
+_ADAPTER = TypeAdapter(Config)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply `section.key=value` overrides, the value read as YAML.
+
+    Raises:
+        UserError: the file cannot be read, an override has no "=", a key is unknown or a value out of range.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the config cannot be read: {error}. Give the path of a YAML file.") from error
+    values = _parse(text, str(path))
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a config is a mapping of sections, for instance `seed: 42`.")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"{override!r} is no override: write section.key=value, for instance seed=1.")
+        _set(values, key.split("."), _parse(value, override), override)
+    return parse_config(values)
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    """Validate plain values.
+
+    Raises:
+        UserError: naming the first wrong key, and the nearest known one where it is unknown.
+    """
+    try:
+        return _ADAPTER.validate_python(_read_numbers(dict(values)))
+    except ValidationError as error:
+        raise UserError(_explain(error.errors()[0])) from None
+
+
+def dump_config(config: Config) -> str:
+    """YAML that load_config reads back to an equal config."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def to_plain(value: Any) -> Any:
+    """Any group of settings as mappings, lists and scalars."""
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{where}{place}: not YAML: {problem}.") from None
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for depth, key in enumerate(keys[:-1], start=1):
+        if values.get(key) is None:
+            values[key] = {}
+        values = values[key]
+        if not isinstance(values, dict):
+            raise UserError(f"{override!r}: {'.'.join(keys[:depth])} is a value, not a section.")
+    last = keys[-1]
+    # An override of one key of a section keeps the others; a whole section or null replaces it.
+    values[last] = value
+
+
+def _read_numbers(value: Any) -> Any:
+    """YAML 1.1 reads 5e-5 as a string (it wants 5.0e-5); people mean the number."""
+    if isinstance(value, dict):
+        return {key: _read_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_read_numbers(item) for item in value]
+    if isinstance(value, str) and "e" in value.lower() and value.strip()[:1] in "0123456789.-+":
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(error: Any) -> str:
+    place = [str(part) for part in error["loc"] if not str(part).startswith(("function-", "dataclass-", "list["))]
+    key = ".".join(place)
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _known_keys(place[:-1])
+        near = difflib.get_close_matches(place[-1], known, n=1)
+        hint = f"did you mean {'.'.join([*place[:-1], near[0]])}?" if near else f"known here: {', '.join(known)}."
+        return f"{key}: there is no such setting; {hint}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{key}: {message[:1].lower()}{message[1:]}, not {error['input']!r}. Correct the value."
+
+
+def _known_keys(section: list[str]) -> list[str]:
+    """The settings of a section, found by walking the classes."""
+    current: Any = Config
+    for part in section:
+        kind = get_type_hints(current).get(part)
+        groups = [group for group in (kind, *get_args(kind)) if dataclasses.is_dataclass(group)]
+        if not groups:
+            return []
+        current = groups[0]
+    return [field.name for field in dataclasses.fields(current)]

@@ -1,0 +1,63 @@
+"""Signals that ask a run to stop: noted at once, acted on between two steps.
+Saving is left to training.py, the exit status to the entry point."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+
+class Interrupted(Exception):
+    """A signal ended the run after its checkpoint was saved. Exit status 128 + signal."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"{signal.Signals(signum).name}: the run stopped after saving; start it again to go on")
+        self.status = 128 + signum
+
+
+class Interruption:
+    """Remembers the first signal; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self._signum = 0
+        self._group: dist.ProcessGroup | None = None
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Install the handlers for SIGINT and SIGTERM."""
+        watched = (signal.SIGINT, signal.SIGTERM)
+        before = {signum: signal.signal(signum, self._note) for signum in watched}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self._signum:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+        self._signum = signum
+
+    def requested(self) -> int:
+        """The signal, 0 for none; all processes get the same answer, so that they save together.
+
+        Processes agree over a gloo group of their own: the hosts wait for each other, the devices do not.
+        """
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return self._signum
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo")
+        agreed = torch.tensor([self._signum])
+        dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self._group)
+        return int(agreed)
+
+    def raise_if_requested(self) -> None:
+        """For stages without checkpoints of their own: stop between two pieces of work."""
+        if signum := self.requested():
+            raise Interrupted(signum)

@@ -1,0 +1,52 @@
+"""The weighted sum of loss terms, and what it asks of both models.
+The terms themselves are left to losses.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill.activations import Activations, Needs
+from distill.losses import Batch, LossTerm, Match
+
+
+@dataclass(frozen=True)
+class LossReport:
+    """total: scalar with gradient. parts: each term's unweighted value, scalar, detached, by name."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor]
+
+
+class Objective:
+    """L = sum over terms of weight * sum over examples of example_weight * term.
+
+    `batch["example_weight"]` (B,) makes the sum over all micro-batches and processes of one optimisation step the
+    mean over that step's examples; see `data.Batches`.
+    """
+
+    def __init__(self, terms: Mapping[str, LossTerm], match: Match) -> None:
+        if not terms:
+            raise ValueError("an objective needs at least one loss term")
+        self.terms = dict(terms)
+        self.match = match
+        needs = [term.needs(match.layers) for term in self.terms.values()]
+        self.student_needs = _union([student for student, _ in needs])
+        self.teacher_needs = _union([teacher for _, teacher in needs])
+        self.uses_teacher = any(term.uses_teacher for term in self.terms.values())
+
+    def __call__(self, student: Activations, teacher: Activations, batch: Batch) -> LossReport:
+        weights = batch["example_weight"]
+        sums = {name: (term(student, teacher, batch, self.match) * weights).sum() for name, term in self.terms.items()}
+        total = torch.stack([self.terms[name].weight * value for name, value in sums.items()]).sum()
+        return LossReport(total, {name: value.detach() for name, value in sums.items()})
+
+
+def _union(needs: list[Needs]) -> Needs:
+    union = Needs()
+    for one in needs:
+        union = union | one
+    return union

@@ -1,0 +1,24 @@
+"""The decorator that makes a class a strict, frozen group of settings, and the error that a user's mistake raises.
+What the groups are is left to the classes that use them; reading YAML is left to config.py."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+Group = TypeVar("Group")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field, Field))
+def settings(cls: type[Group]) -> type[Group]:
+    """Make a frozen, keyword-only pydantic dataclass; unknown keys are refused, docstrings describe the fields."""
+    config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    made: type[Group] = dataclass(cls, frozen=True, kw_only=True, config=config)
+    return made
+
+
+class UserError(Exception):
+    """The user's input is wrong: the message names the key, file or row, the rule, and what to do. Exit status 2."""

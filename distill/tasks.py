@@ -1,0 +1,470 @@
+"""One class per task type: its columns, its labels, its head, its encoding and what a prediction is.
+Loading files is left to data.py, the figures to evaluation.py.
+
+Whatever a user's file calls its columns, a `Dataset` of this project has the canonical ones:
+    sentences   text, text_pair (optional), label
+    tokens      tokens, tags
+    questions   question, context, answers {text: [...], answer_start: [...]}
+Encoded, every row (every window of a context, for questions) has input_ids, token_type_ids where the tokenizer makes
+them, labels, length, and row, the number of the canonical row it came from; tokens also have words, the number of the
+word that each labelled piece begins, and windows starts and ends, where each piece of the context stands in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from datasets import ClassLabel, Dataset, List
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedTokenizerBase,
+)
+
+from distill.losses import IGNORED, Logits
+from distill.settings import UserError
+
+WITHHELD = -1
+"""The label of a row whose true label is not published (GLUE's test splits)."""
+
+Rows = Mapping[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A user's column names, as given in `data.*`; None where the task's default holds."""
+
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+
+
+class TaskType:
+    """What the pipeline must know of a task. Stateless: label names travel as arguments."""
+
+    name: ClassVar[str]
+    auto_class: ClassVar[Any] = AutoModelForSequenceClassification
+    problem_type: ClassVar[str | None] = None
+    logits: ClassVar[Logits]
+    metric: ClassVar[str]
+    """Name of the metric group in evaluation.py."""
+    primary: ClassVar[str]
+    """The figure by which checkpoints are chosen and retention is told; higher is better."""
+    has_names: ClassVar[bool] = True
+    """Whether labels have names (id2label)."""
+
+    def columns(self, columns: Columns, available: Sequence[str]) -> dict[str, str]:
+        """Canonical column -> the user's column. Raises UserError for a column that is not there."""
+        wanted = {"text": columns.text or "text", "label": columns.label or "label"}
+        if columns.text_pair is not None:
+            wanted["text_pair"] = columns.text_pair
+        return _present(wanted, available)
+
+    def label_names(self, values: Sequence[Any], feature: Any) -> list[str]:
+        """The names found in the training split's label column."""
+        if isinstance(feature, ClassLabel):
+            return list(feature.names)
+        present = sorted({value for value in values if value is not None and value != WITHHELD}, key=_by_value)
+        if present and all(isinstance(value, int) and not isinstance(value, bool) for value in present):
+            return [str(index) for index in range(max(present) + 1)]
+        return [str(value) for value in present]
+
+    def read_label(self, value: Any, names: Sequence[str]) -> Any:
+        """A user's label as the canonical one. Raises ValueError saying what is wrong with it."""
+        return _class_index(value, names)
+
+    def is_withheld(self, label: Any) -> bool:
+        return isinstance(label, int) and label == WITHHELD
+
+    def num_labels(self, names: Sequence[str]) -> int:
+        return len(names)
+
+    def encode(self, rows: Rows, first_row: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Rows:
+        """Tokenise canonical rows; `first_row` is the number of the first one."""
+        encoded = tokenizer(
+            rows["text"], rows.get("text_pair"), truncation=True, max_length=max_length, return_attention_mask=False
+        )
+        count = len(rows["text"])
+        features = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+        features["labels"] = rows["label"]
+        features["length"] = [len(ids) for ids in features["input_ids"]]
+        features["row"] = list(range(first_row, first_row + count))
+        return features
+
+    def pad_labels(self, labels: list[Any], length: int) -> np.ndarray:
+        """A batch's labels as one array; token labels are padded to `length`."""
+        return np.asarray(labels, dtype=np.int64)
+
+    def decode(
+        self, logits: Sequence[np.ndarray], features: Dataset, rows: Dataset, names: Sequence[str]
+    ) -> tuple[list[Any], list[Any]]:
+        """(predictions, references) for the metric; logits[i] belongs to features[i], padding cut off."""
+        predictions = [int(np.argmax(row)) for row in logits]
+        return predictions, list(features["labels"])
+
+
+class SingleLabel(TaskType):
+    name = "single_label_classification"
+    problem_type = "single_label_classification"
+    logits = Logits.CLASSES
+    metric = "classification"
+    primary = "accuracy"
+
+
+class MultiLabel(TaskType):
+    name = "multi_label_classification"
+    problem_type = "multi_label_classification"
+    logits = Logits.BINARIES
+    metric = "multi_label"
+    primary = "f1_micro"
+
+    def label_names(self, values: Sequence[Any], feature: Any) -> list[str]:
+        inner = feature.feature if isinstance(feature, List) else None
+        return super().label_names([item for value in values for item in value], inner)
+
+    def read_label(self, value: Any, names: Sequence[str]) -> list[float]:
+        if not isinstance(value, list):
+            raise ValueError(f"{value!r} is not a list of labels")
+        chosen = {_class_index(item, names) for item in value}
+        return [float(index in chosen) for index in range(len(names))]
+
+    def pad_labels(self, labels: list[Any], length: int) -> np.ndarray:
+        return np.asarray(labels, dtype=np.float32)
+
+    def decode(
+        self, logits: Sequence[np.ndarray], features: Dataset, rows: Dataset, names: Sequence[str]
+    ) -> tuple[list[Any], list[Any]]:
+        # A probability of one half is a logit of zero.
+        predictions = [(np.asarray(row) > 0).astype(int).tolist() for row in logits]
+        return predictions, [[int(value) for value in row] for row in features["labels"]]
+
+
+class Regression(TaskType):
+    name = "regression"
+    problem_type = "regression"
+    logits = Logits.VALUE
+    metric = "regression"
+    primary = "pearson"
+    has_names = False
+
+    def label_names(self, values: Sequence[Any], feature: Any) -> list[str]:
+        return []
+
+    def read_label(self, value: Any, names: Sequence[str]) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+            raise ValueError(f"{value!r} is not a number")
+        return float(value)
+
+    def is_withheld(self, label: Any) -> bool:
+        return bool(label == float(WITHHELD))
+
+    def num_labels(self, names: Sequence[str]) -> int:
+        return 1
+
+    def pad_labels(self, labels: list[Any], length: int) -> np.ndarray:
+        return np.asarray(labels, dtype=np.float32)
+
+    def decode(
+        self, logits: Sequence[np.ndarray], features: Dataset, rows: Dataset, names: Sequence[str]
+    ) -> tuple[list[Any], list[Any]]:
+        return [float(np.asarray(row).reshape(())) for row in logits], list(features["labels"])
+
+
+class TokenClassification(TaskType):
+    """Tags belong to words; the first piece of a word carries the word's tag, the others IGNORED."""
+
+    name = "token_classification"
+    auto_class = AutoModelForTokenClassification
+    logits = Logits.TOKEN_CLASSES
+    metric = "entities"
+    primary = "f1"
+
+    def columns(self, columns: Columns, available: Sequence[str]) -> dict[str, str]:
+        return _present({"tokens": columns.text or "tokens", "tags": columns.label or "tags"}, available)
+
+    def label_names(self, values: Sequence[Any], feature: Any) -> list[str]:
+        inner = feature.feature if isinstance(feature, List) else None
+        return super().label_names([item for value in values for item in value], inner)
+
+    def read_label(self, value: Any, names: Sequence[str]) -> list[int]:
+        if not isinstance(value, list):
+            raise ValueError(f"{value!r} is not a list of tags")
+        return [_class_index(item, names) for item in value]
+
+    def is_withheld(self, label: Any) -> bool:
+        return bool(label) and all(item == WITHHELD for item in label)
+
+    def encode(self, rows: Rows, first_row: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Rows:
+        encoded = tokenizer(
+            rows["tokens"],
+            is_split_into_words=True,
+            truncation=True,
+            max_length=max_length,
+            return_attention_mask=False,
+        )
+        features = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+        features.update(labels=[], words=[])
+        for index, tags in enumerate(rows["tags"]):
+            words = encoded.word_ids(index)
+            starts = [word is not None and (at == 0 or words[at - 1] != word) for at, word in enumerate(words)]
+            features["labels"].append(
+                [tags[word] if start else IGNORED for word, start in zip(words, starts, strict=True)]
+            )
+            features["words"].append([word for word, start in zip(words, starts, strict=True) if start])
+        features["length"] = [len(ids) for ids in features["input_ids"]]
+        features["row"] = list(range(first_row, first_row + len(rows["tokens"])))
+        return features
+
+    def pad_labels(self, labels: list[Any], length: int) -> np.ndarray:
+        padded = np.full((len(labels), length), IGNORED, dtype=np.int64)
+        for row, values in zip(padded, labels, strict=True):
+            row[: len(values)] = values
+        return padded
+
+    def decode(
+        self, logits: Sequence[np.ndarray], features: Dataset, rows: Dataset, names: Sequence[str]
+    ) -> tuple[list[Any], list[Any]]:
+        outside = names.index("O") if "O" in names else 0
+        predictions, references = [], []
+        for row_logits, labels, words, row in zip(
+            logits, features["labels"], features["words"], features["row"], strict=True
+        ):
+            tags = rows[int(row)]["tags"]
+            # Words past max_length, and those without a piece, were never seen by the model: tagged outside.
+            predicted = [outside] * len(tags)
+            first_pieces = [index for index, label in enumerate(labels) if label != IGNORED]
+            for index, word in zip(first_pieces, words, strict=True):
+                predicted[word] = int(np.argmax(row_logits[index]))
+            predictions.append([names[index] for index in predicted])
+            references.append([names[index] for index in tags])
+        return predictions, references
+
+
+class QuestionAnswering(TaskType):
+    """Extractive: a context longer than max_length is cut into windows that overlap by a quarter; the answer of a row
+    is the best span over its windows. A window without the answer points at the first token, as does no answer.
+    A question is cut to half of max_length."""
+
+    name = "question_answering"
+    auto_class = AutoModelForQuestionAnswering
+    logits = Logits.SPAN
+    metric = "spans"
+    primary = "f1"
+    has_names = False
+
+    longest_answer_tokens: ClassVar[int] = 30
+    best_positions: ClassVar[int] = 20
+
+    def columns(self, columns: Columns, available: Sequence[str]) -> dict[str, str]:
+        wanted = {
+            "question": columns.text or "question",
+            "context": columns.text_pair or "context",
+            "answers": columns.label or "answers",
+        }
+        return _present(wanted, available)
+
+    def label_names(self, values: Sequence[Any], feature: Any) -> list[str]:
+        return []
+
+    def read_label(self, value: Any, names: Sequence[str]) -> dict[str, list[Any]]:
+        if not isinstance(value, Mapping) or not {"text", "answer_start"} <= set(value):
+            raise ValueError(f"{value!r} has no text and answer_start")
+        if len(value["text"]) != len(value["answer_start"]):
+            raise ValueError("text and answer_start differ in number")
+        return {"text": list(value["text"]), "answer_start": [int(start) for start in value["answer_start"]]}
+
+    def is_withheld(self, label: Any) -> bool:
+        return False
+
+    def num_labels(self, names: Sequence[str]) -> int:
+        return 2
+
+    def encode(self, rows: Rows, first_row: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Rows:
+        encoded = tokenizer(
+            [_first_pieces(question.strip(), tokenizer, max_length // 2) for question in rows["question"]],
+            rows["context"],
+            truncation="only_second",
+            max_length=max_length,
+            stride=max_length // 4,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+        )
+        features: dict[str, list[Any]] = {
+            name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded
+        }
+        features.update(labels=[], length=[], row=[], starts=[], ends=[])
+        for window, offsets in enumerate(encoded["offset_mapping"]):
+            local = encoded["overflow_to_sample_mapping"][window]
+            inside = [part == 1 for part in encoded.sequence_ids(window)]
+            starts = [start if context else -1 for (start, _), context in zip(offsets, inside, strict=True)]
+            ends = [end if context else -1 for (_, end), context in zip(offsets, inside, strict=True)]
+            features["labels"].append(_span_tokens(rows["answers"][local], starts, ends))
+            features["length"].append(len(offsets))
+            features["row"].append(first_row + local)
+            features["starts"].append(starts)
+            features["ends"].append(ends)
+        return features
+
+    def decode(
+        self, logits: Sequence[np.ndarray], features: Dataset, rows: Dataset, names: Sequence[str]
+    ) -> tuple[list[Any], list[Any]]:
+        best: dict[int, tuple[float, str]] = {}
+        no_answer: dict[int, float] = {}
+        contexts, all_answers = rows["context"], rows["answers"]
+        answers = {int(row): all_answers[int(row)] for row in features["row"]}
+        for window, row, starts, ends in zip(
+            logits, features["row"], features["starts"], features["ends"], strict=True
+        ):
+            no_answer[row] = min(no_answer.get(row, np.inf), float(window[0].sum()))
+            for score, first, last in self._spans(np.asarray(window), starts):
+                if score > best.get(row, (-np.inf, ""))[0]:
+                    best[row] = (score, contexts[int(row)][starts[first] : ends[last]])
+        # No answer can only be right where the set has such rows; elsewhere the best span is always taken.
+        may_be_empty = any(not answer["text"] for answer in answers.values())
+        predictions, references = [], []
+        for row in sorted(answers):
+            score, text = best.get(row, (-np.inf, ""))
+            predictions.append("" if may_be_empty and no_answer[row] > score else text)
+            references.append(list(answers[row]["text"]) or [""])
+        return predictions, references
+
+    def _spans(self, window: np.ndarray, starts: Sequence[int]) -> list[tuple[float, int, int]]:
+        inside = np.asarray(starts) >= 0
+        scores = np.where(inside[:, None], window, -np.inf)
+        first_tokens = np.argsort(-scores[:, 0])[: self.best_positions]
+        last_tokens = np.argsort(-scores[:, 1])[: self.best_positions]
+        return [
+            (float(scores[first, 0] + scores[last, 1]), int(first), int(last))
+            for first in first_tokens
+            for last in last_tokens
+            if inside[first] and inside[last] and first <= last < first + self.longest_answer_tokens
+        ]
+
+
+TASKS: dict[str, TaskType] = {
+    task.name: task() for task in (SingleLabel, MultiLabel, Regression, TokenClassification, QuestionAnswering)
+}
+
+
+def canonical_rows(dataset: Dataset, task: TaskType, columns: Columns, names: Sequence[str], split: str) -> Dataset:
+    """Rename and check: every text a string, every label within the names.
+
+    Raises:
+        UserError: naming the split, the row (from 0) and the rule.
+    """
+    mapping = task.columns(columns, dataset.column_names)
+    dataset = dataset.select_columns(list(dict.fromkeys(mapping.values())))
+    label_column = "tags" if "tags" in mapping else "answers" if "answers" in mapping else "label"
+
+    def check(rows: Rows, indices: list[int]) -> dict[str, list[Any]]:
+        checked: dict[str, list[Any]] = {}
+        for canonical, own in mapping.items():
+            key = _config_key(canonical)
+            read: Callable[[Any], Any] = _read_text if canonical not in (label_column, "tokens") else _read_words
+            if canonical == label_column:
+                read = lambda value: value if task.is_withheld(value) else task.read_label(value, names)  # noqa: E731
+            checked[canonical] = [
+                _located(read, value, key, own, split, index) for value, index in zip(rows[own], indices, strict=True)
+            ]
+        for index, words, tags in zip(indices, checked.get("tokens", []), checked.get("tags", []), strict=False):
+            if len(words) != len(tags):
+                raise UserError(
+                    f"data.label: row {index} of {split} has {len(words)} tokens and {len(tags)} tags; every token "
+                    "needs one tag. Correct or remove the row."
+                )
+        for index, context, answers in zip(
+            indices, checked.get("context", []), checked.get("answers", []), strict=False
+        ):
+            for text, start in zip(answers["text"][:1], answers["answer_start"][:1], strict=True):
+                if context[start : start + len(text)] != text:
+                    raise UserError(
+                        f"data.label: row {index} of {split}, column {mapping['answers']!r}: {text!r} does not stand "
+                        f"at {start} of the context. Correct or remove the row."
+                    )
+        return checked
+
+    return dataset.map(
+        check, batched=True, with_indices=True, remove_columns=dataset.column_names, desc=f"check {split}"
+    )
+
+
+def _located(read: Callable[[Any], Any], value: Any, key: str, column: str, split: str, index: int) -> Any:
+    try:
+        return read(value)
+    except ValueError as error:
+        raise UserError(
+            f"{key}: row {index} of {split}, column {column!r}: {error}. Correct or remove the row."
+        ) from None
+
+
+def _config_key(canonical: str) -> str:
+    names = {"tokens": "data.text", "tags": "data.label", "label": "data.label", "answers": "data.label"}
+    return names.get(canonical, "data.text_pair" if canonical in ("text_pair", "context") else "data.text")
+
+
+def _read_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a text")
+    if not value.strip():
+        raise ValueError("the text is empty")
+    return value
+
+
+def _read_words(value: Any) -> list[str]:
+    if not isinstance(value, list) or not value or not all(isinstance(word, str) for word in value):
+        raise ValueError(f"{value!r} is not a list of words")
+    return value
+
+
+def _class_index(value: Any, names: Sequence[str]) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        if 0 <= value < len(names):
+            return value
+        raise ValueError(f"label {value} is outside the {len(names)} names {_short(names)}")
+    if str(value) in names:
+        return list(names).index(str(value))
+    raise ValueError(f"label {value!r} is not one of {_short(names)}")
+
+
+def _short(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:10])
+    return f"({shown}, ...)" if len(names) > 10 else f"({shown})"
+
+
+def _by_value(value: Any) -> tuple[bool, Any]:
+    return (isinstance(value, str), value)
+
+
+def _present(wanted: dict[str, str], available: Sequence[str]) -> dict[str, str]:
+    for canonical, own in wanted.items():
+        if own not in available:
+            raise UserError(
+                f"{_config_key(canonical)}: there is no column {own!r}; the data has {', '.join(available)}. "
+                f"Set {_config_key(canonical)} to one of them."
+            )
+    return wanted
+
+
+def _first_pieces(text: str, tokenizer: PreTrainedTokenizerBase, count: int) -> str:
+    """The text up to its count-th word piece."""
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return text if len(offsets) <= count else text[: offsets[count - 1][1]]
+
+
+def _span_tokens(answers: Mapping[str, list[Any]], starts: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """First and last token of the first answer in this window, [0, 0] where it is not whole inside."""
+    if not answers["text"]:
+        return [0, 0]
+    begin = answers["answer_start"][0]
+    end = begin + len(answers["text"][0])
+    inside = [index for index, start in enumerate(starts) if start >= 0 and start < end and ends[index] > begin]
+    if not inside or starts[inside[0]] > begin or ends[inside[-1]] < end:
+        return [0, 0]
+    return [inside[0], inside[-1]]

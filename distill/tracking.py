@@ -1,0 +1,132 @@
+"""Where figures go: metrics.jsonl always, W&B and others through Accelerate. The only file that knows the trackers.
+What is measured is left to its callers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import netrc
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from accelerate import Accelerator
+
+from distill.settings import UserError
+
+PACKAGES = {
+    "wandb": "wandb",
+    "tensorboard": "tensorboard",
+    "mlflow": "mlflow",
+    "comet_ml": "comet_ml",
+    "aim": "aim",
+    "clearml": "clearml",
+    "dvclive": "dvclive",
+    "swanlab": "swanlab",
+    "trackio": "trackio",
+}
+"""Trackers that Accelerate knows, and the package each needs."""
+
+
+def check_trackers(names: list[str]) -> None:
+    """Raises UserError for an unknown tracker or one that is not installed."""
+    for name in names:
+        if name not in PACKAGES:
+            raise UserError(f"tracking: {name!r} is no tracker; use {', '.join(PACKAGES)}.")
+        if importlib.util.find_spec(PACKAGES[name]) is None:
+            raise UserError(f"tracking: {name} is not installed; run `pip install {PACKAGES[name]}` or leave it out.")
+
+
+class Tracker:
+    """Logs figures of all stages on one line of steps.
+
+    metrics.jsonl: one JSON object a row, {"stage", "step", "time", "train/attention": ...}; step counts within the
+    stage. Trackers see "task.intermediate/train/attention" against a step that grows over the stages.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, folder: Path, names: list[str], config: Mapping[str, Any], project: str
+    ) -> None:
+        self.accelerator = accelerator
+        self.path = folder / "metrics.jsonl"
+        self.names = names
+        self.offset = _last_total(self.path)
+        self.total = self.offset
+        if names:
+            accelerator.init_trackers(project, config=_flat(config), init_kwargs=_init_options(names, folder))
+            if "wandb" in names and accelerator.is_main_process:
+                run = accelerator.get_tracker("wandb", unwrap=True)
+                run.config.update(dict(config), allow_val_change=True)
+
+    def begin_stage(self) -> None:
+        """Later steps count on from the last one logged."""
+        self.offset = self.total
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Write one row; figures that are not finite become null in the file."""
+        if not self.accelerator.is_main_process:
+            return
+        self.total = max(self.total, self.offset + step)
+        row: dict[str, Any] = {"stage": stage, "step": step, "total_step": self.offset + step, "time": time.time()}
+        row |= {
+            name: value if value == value and abs(value) != float("inf") else None for name, value in values.items()
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.names:
+            self.accelerator.log({f"{stage}/{name}": value for name, value in values.items()}, step=self.offset + step)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Hand over the run's summary and close the trackers."""
+        if not self.names:
+            return
+        if "wandb" in self.names and self.accelerator.is_main_process:
+            self.accelerator.get_tracker("wandb", unwrap=True).summary.update(_flat(summary))
+        self.accelerator.end_training()
+
+
+def _init_options(names: list[str], folder: Path) -> dict[str, dict[str, Any]]:
+    options: dict[str, dict[str, Any]] = {}
+    if "wandb" in names:
+        identity = folder / "wandb-run-id"
+        if not identity.exists():
+            identity.write_text(os.urandom(8).hex(), encoding="utf-8")
+        options["wandb"] = {
+            "dir": str(folder),
+            "name": folder.name,
+            "id": identity.read_text(encoding="utf-8"),
+            "resume": "allow",
+            "mode": os.environ.get("WANDB_MODE") or ("online" if _has_wandb_login() else "offline"),
+        }
+    return options
+
+
+def _has_wandb_login() -> bool:
+    """A key in the environment, or one that `wandb login` left in .netrc; never prompts."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc().authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _last_total(path: Path) -> int:
+    if not path.exists():
+        return 0
+    rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
+    return max((json.loads(row).get("total_step", 0) for row in rows if row.endswith("}")), default=0)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, int | float | str | bool) else str(value)
+    return flat

@@ -1,0 +1,313 @@
+"""fit(): the only loop that calls backward. Every stage that trains passes other parts to it.
+Batches are left to data.py, the losses to objective.py, files to checkpoint.py."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import reduce
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from distill.activations import Activations, Needs, capture
+from distill.checkpoint import Checkpoints, cpu_state
+from distill.interruption import Interrupted, Interruption
+from distill.objective import Objective
+from distill.optimizer import build_optimizer, learning_rate_factor
+from distill.settings import settings
+from distill.students import Student
+from distill.tracking import Tracker
+
+
+@settings
+class TrainingOptions:
+    epochs: PositiveFloat = 3
+    """Passes over the training rows; may be a fraction. Not used where max_steps is set."""
+    max_steps: PositiveInt | None = None
+    """Optimisation steps; needed for streaming corpora."""
+    batch_size: PositiveInt = 32
+    """Examples of one optimisation step, over all processes and accumulation steps."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Parts that a process cuts its share of a step into; more parts need less memory."""
+    learning_rate: PositiveFloat = 5e-5
+    """Peak rate of AdamW."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """After warm-up: decay to 0, linearly or as a cosine, or none."""
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps in which the rate rises linearly."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Of matrices; biases and LayerNorms do not decay."""
+    max_gradient_norm: PositiveFloat = 1.0
+    """Gradients are clipped to this norm."""
+    evaluate_every_steps: PositiveInt | None = None
+    """Validate and choose the best weights this often; once an epoch where not given."""
+    save_every_steps: PositiveInt = 200
+    """Checkpoint this often; a signal saves at once."""
+    log_every_steps: PositiveInt = 10
+    """Log losses, rate and speed this often."""
+
+
+class StepSource(Protocol):
+    """What fit needs of its data; see data.Batches and corpus.StreamBatches."""
+
+    steps_per_epoch: int | None
+
+    def steps(self, first: int, last: int) -> Iterator[list[dict[str, Tensor]]]: ...
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How weights are chosen: `run` gives figures, `select` names the one that decides."""
+
+    run: Callable[[], dict[str, float]]
+    select: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Steps and tokens of the whole training, resumed parts included; best validation figures; seconds of this call."""
+
+    steps: int
+    tokens: int
+    best_step: int | None
+    best: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Session:
+    """What all trainings of a run share."""
+
+    accelerator: Accelerator
+    tracker: Tracker
+    interruption: Interruption
+
+
+def total_steps(options: TrainingOptions, steps_per_epoch: int | None) -> int:
+    """max_steps, or epochs times the steps of an epoch."""
+    if options.max_steps is not None:
+        return options.max_steps
+    if steps_per_epoch is None:
+        raise ValueError("a streaming corpus has no epochs: set max_steps")
+    return max(1, math.ceil(options.epochs * steps_per_epoch))
+
+
+def fit(
+    student: Student,
+    teacher: PreTrainedModel | None,
+    objective: Objective,
+    batches: StepSource,
+    options: TrainingOptions,
+    session: Session,
+    *,
+    name: str,
+    checkpoints: Checkpoints,
+    validation: Validation | None = None,
+) -> FitResult:
+    """Train `student` in place against `teacher` and leave it with its best weights, in eval mode.
+
+    Resumes from the newest checkpoint where there is one. Changes nothing but `student` and the checkpoints.
+
+    Args:
+        teacher: frozen, in eval mode, on the device; None where no term of the objective uses one.
+        name: the stage's name in the log, for instance task.intermediate.
+        validation: without it the last weights are kept.
+
+    Raises:
+        Interrupted: after a signal, once the checkpoint is saved.
+        FloatingPointError: the loss is not finite.
+    """
+    accelerator, started = session.accelerator, time.monotonic()
+    last = total_steps(options, batches.steps_per_epoch)
+    warmup = round(options.warmup_fraction * last)
+    evaluate_every = options.evaluate_every_steps or batches.steps_per_epoch or last
+
+    # Dropout follows from the seed alone: not from what ran before in this process, which a resumed run skips.
+    torch.manual_seed(torch.initial_seed())
+    session.tracker.begin_stage()
+    student.to(accelerator.device)
+    _freeze_unused(student, objective, next(batches.steps(0, 1))[0], accelerator)
+    optimizer = build_optimizer(student, options.learning_rate, options.weight_decay)
+    model, optimizer = accelerator.prepare(student, optimizer)
+    state = checkpoints.load() or {"step": 0, "tokens": 0, "best_step": None, "best": {}}
+    progress, meter = _Progress(accelerator, name, state["step"], last), _Meter(accelerator)
+
+    def validate(step: int) -> None:
+        assert validation is not None
+        student.eval()
+        figures = validation.run()
+        student.train()
+        session.tracker.log(name, step, {f"validation/{key}": value for key, value in figures.items()})
+        if _better(figures, state["best"], validation):
+            state.update(best=figures, best_step=step)
+            checkpoints.save_best(step, cpu_state(student))
+        progress.note(validation.select, figures[validation.select])
+
+    student.train()
+    for step, micro_batches in enumerate(batches.steps(state["step"], last), start=state["step"]):
+        rate = options.learning_rate * learning_rate_factor(options.schedule, step, last, warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for part, cpu_batch in enumerate(micro_batches, start=1):
+            state["tokens"] += int(cpu_batch["attention_mask"].sum()) * accelerator.num_processes
+            batch = _on_device(cpu_batch, accelerator.device)
+            with accelerator.no_sync(model) if part < len(micro_batches) else nullcontext():
+                targets = _teach(teacher, batch, objective.teacher_needs)
+                report = objective(model(batch, objective.student_needs), targets, batch)
+                accelerator.backward(report.total)
+            meter.add(report.total.detach(), report.parts)
+        meter.steps += 1
+        norm = accelerator.clip_grad_norm_(student.parameters(), options.max_gradient_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        done = step + 1
+        progress.advance()
+        if done % options.log_every_steps == 0 or done == last:
+            figures = meter.read(norm, rate, state["tokens"])
+            session.tracker.log(name, done, {f"train/{key}": value for key, value in figures.items()})
+            progress.note("loss", figures["loss"])
+            _require_finite(figures["loss"], name, done)
+        if validation is not None and (done % evaluate_every == 0 or done == last):
+            validate(done)
+        signum = session.interruption.requested()
+        if signum or (done % options.save_every_steps == 0 and done < last):
+            checkpoints.save(done, {key: value for key, value in state.items() if key != "step"})
+        if signum:
+            progress.close()
+            raise Interrupted(signum)
+    progress.close()
+
+    accelerator.wait_for_everyone()
+    if state["best_step"] is not None:
+        student.load_state_dict(checkpoints.load_best(state["best_step"]))
+    # Takes the autocast wrapper off again, so that the next training does not put a second one around it.
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    accelerator.free_memory()
+    student.eval().requires_grad_(True)
+    return FitResult(last, state["tokens"], state["best_step"], state["best"], time.monotonic() - started)
+
+
+def distillation_loss(
+    student: Student, teacher: PreTrainedModel | None, objective: Objective, batches: Any, accelerator: Accelerator
+) -> dict[str, float]:
+    """The objective and its parts on held-out rows, a mean over examples; no gradient."""
+    sums: dict[str, Tensor] = {}
+    examples = len(batches.lengths)
+    with torch.no_grad():
+        for index, micro_batches in enumerate(batches.steps(0, batches.steps_per_epoch)):
+            for cpu_batch in micro_batches:
+                batch = _on_device(cpu_batch, accelerator.device)
+                targets = _teach(teacher, batch, objective.teacher_needs)
+                with accelerator.autocast():
+                    activations = student(batch, objective.student_needs)
+                report = objective(activations, targets, batch)
+                weight = batches.step_examples(index) / examples
+                for name, value in {"loss": report.total, **report.parts}.items():
+                    sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value * weight
+    means = reduce(torch.stack(list(sums.values())), reduction="mean").tolist()
+    return dict(zip(sums, means, strict=True))
+
+
+def _teach(teacher: PreTrainedModel | None, batch: Mapping[str, Tensor], needs: Needs) -> Activations:
+    if teacher is None or needs == Needs():
+        return Activations()
+    with torch.no_grad():
+        return capture(teacher, batch, needs)
+
+
+def _on_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _freeze_unused(
+    student: Student, objective: Objective, batch: Mapping[str, Tensor], accelerator: Accelerator
+) -> None:
+    """Freeze what the objective gives no gradient to (a task head in the intermediate phase): DDP fails on its second
+    step otherwise, and an optimizer would decay weights that nothing trains. Found by one backward pass."""
+    few = _on_device({name: tensor[:2] for name, tensor in batch.items()}, accelerator.device)
+    with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
+        activations = student(few, objective.student_needs)
+        tensors = [*activations.hidden.values(), activations.logits]
+        for attention in activations.attention.values():
+            tensors += [attention.query, attention.key]
+        accelerator.backward(torch.stack([t.float().sum() for t in tensors if t is not None]).sum())
+    for parameter in student.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
+
+
+def _better(figures: Mapping[str, float], best: Mapping[str, float], validation: Validation) -> bool:
+    """Later weights win a tie: they have seen more."""
+    value = figures[validation.select]
+    if not best:
+        return True
+    return value >= best[validation.select] if validation.higher_is_better else value <= best[validation.select]
+
+
+def _require_finite(loss: float, name: str, step: int) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"{name}: the loss is {loss} at step {step}. Lower the learning rate, or train in float32 "
+            "(runtime.precision=fp32)."
+        )
+
+
+class _Meter:
+    """Means since the last reading, kept on the device: reading them is the only wait for it."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.sums: dict[str, Tensor] = {}
+        self.began, self.tokens, self.steps = time.monotonic(), 0, 0
+
+    def add(self, total: Tensor, parts: Mapping[str, Tensor]) -> None:
+        for name, value in {"loss": total, **parts}.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def read(self, norm: Tensor | None, rate: float, tokens: int) -> dict[str, float]:
+        # The weights of a step's examples sum to 1 over its micro-batches and average to 1 over processes.
+        means = reduce(torch.stack(list(self.sums.values())) / self.steps, reduction="mean").tolist()
+        figures = dict(zip(self.sums, means, strict=True))
+        now = time.monotonic()
+        figures |= {"gradient_norm": float(norm) if norm is not None else math.nan, "learning_rate": rate}
+        if self.tokens:
+            figures["tokens_per_second"] = (tokens - self.tokens) / (now - self.began)
+        self.sums, self.began, self.tokens, self.steps = {}, now, tokens, 0
+        return figures
+
+
+class _Progress:
+    """A bar with the time left, on the main process; sparse lines where the output is a file."""
+
+    def __init__(self, accelerator: Accelerator, name: str, first: int, last: int) -> None:
+        self.bar = tqdm(
+            total=last,
+            initial=first,
+            desc=name,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5,
+            disable=not accelerator.is_local_main_process,
+        )
+        self.notes: dict[str, str] = {}
+
+    def advance(self) -> None:
+        self.bar.update()
+
+    def note(self, name: str, value: float) -> None:
+        self.notes[name] = f"{value:.4g}"
+        self.bar.set_postfix(self.notes, refresh=False)
+
+    def close(self) -> None:
+        self.bar.close()

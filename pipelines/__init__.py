@@ -1,0 +1,1 @@
+"""The stages of a distillation, and the commands that run them."""

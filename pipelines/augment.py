@@ -1,0 +1,128 @@
+"""Stage augment: word-replacement augmentation of the training split, written as parquet shards by all processes.
+The replacement itself is distill.augmentation's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, concatenate_datasets, load_dataset
+from tqdm.auto import tqdm
+
+from distill.augmentation import (
+    Augmenter,
+    AugmentOptions,
+    MaskedLM,
+    TextColumns,
+    find_masked_lm,
+    load_masked_lm,
+    read_counts,
+    row_keys,
+    shard_paths,
+    write_shards,
+)
+from distill.config import Config, to_plain
+from pipelines.run import Run
+from pipelines.stage import Stage, Work
+
+SHARD_ROWS = 20_000
+"""Augmented rows of a shard, about; the number of shards does not depend on the number of processes."""
+
+
+class AugmentStage(Stage):
+    name = "augment"
+
+    def is_on(self, config: Config) -> bool:
+        return config.augment is not None and config.task is not None
+
+    def check(self, run: Run) -> None:
+        if _options(run).masked_lm is not None:
+            load_masked_lm(str(_options(run).masked_lm))
+
+    def depends_on(self, run: Run) -> Mapping[str, Any]:
+        return {
+            "augment": to_plain(_options(run)),
+            "data": to_plain(run.config.data),
+            "task.type": run.task_options.type,
+            "teacher weights": run.teacher_hash,
+            "seed": run.config.seed,
+            "data content": run.data_hash,
+        }
+
+    def plan(self, run: Run) -> list[Work]:
+        rows = len(run.data.splits["train"])
+        return [Work(self.name, f"{rows:,} rows, {_options(run).copies} copies each")]
+
+    def run(self, run: Run) -> dict[str, Any]:
+        rows = run.data.splits["train"]
+        columns = _columns(run)
+        held_out = row_keys(run.data.splits["validation"], columns) | row_keys(run.data.splits["test"], columns)
+        augmenter = Augmenter(
+            rows,
+            _options(run),
+            columns=columns,
+            seed=run.config.seed,
+            masked_lm=self._masked_lm(run),
+            excluded=held_out,
+            cache=run.folder / self.name / "neighbours",
+        )
+        bar = tqdm(total=len(rows), desc=self.name, unit="row", dynamic_ncols=True, disable=not run.is_main)
+        files = write_shards(
+            augmented_folder(run),
+            augmenter,
+            count=_shards(run),
+            fingerprint=hashlib.sha256(json.dumps(self.depends_on(run), sort_keys=True).encode()).hexdigest(),
+            process=(run.placement.rank, run.placement.processes),
+            # The bar counts this process's rows; the others do as many.
+            progress=lambda done: _advance(bar, done * run.placement.processes),
+        )
+        bar.close()
+        run.accelerator.wait_for_everyone()
+        return {"rows": len(rows), **dict(Counter(read_counts(files)))}
+
+    def _masked_lm(self, run: Run) -> MaskedLM | None:
+        """The checkpoint named in augment.masked_lm, else the given teacher's own head, else none: vectors alone."""
+        named = _options(run).masked_lm
+        found = load_masked_lm(named) if named is not None else find_masked_lm(run.checkpoint.source)
+        if found is None:
+            run.say(f"augment: {run.config.teacher.model} has no masked-LM head: candidates come from vectors alone")
+            return None
+        model, tokenizer = found
+        return model.to(run.device), tokenizer
+
+
+def training_rows(run: Run) -> Dataset:
+    """The rows of task distillation: the training split, and its augmentations where the stage is on."""
+    rows = run.data.splits["train"]
+    if run.config.augment is None:
+        return rows
+    files = [str(path) for path in shard_paths(augmented_folder(run), _shards(run))]
+    with run.accelerator.main_process_first():
+        augmented = load_dataset("parquet", data_files=files, split="train")
+    return concatenate_datasets([rows, augmented.select_columns(rows.column_names).cast(rows.features)])
+
+
+def augmented_folder(run: Run) -> Path:
+    return run.folder / "augment" / "data"
+
+
+def _columns(run: Run) -> TextColumns:
+    outside = run.data.names.index("O") if "O" in run.data.names else 0
+    return TextColumns.of(run.data.splits["train"].column_names, outside=outside)
+
+
+def _shards(run: Run) -> int:
+    return max(1, -(-len(run.data.splits["train"]) * _options(run).copies // SHARD_ROWS))
+
+
+def _advance(bar: Any, done: int) -> None:
+    bar.update(min(done, bar.total) - bar.n)
+
+
+def _options(run: Run) -> AugmentOptions:
+    assert run.config.augment is not None
+    return run.config.augment

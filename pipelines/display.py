@@ -1,0 +1,103 @@
+"""What people see: the plan before a run and the table after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.pipeline import Due
+from pipelines.run import Run
+from pipelines.stage import Work
+
+ROWS = (("teacher", "teacher"), ("student", "student"), ("undistilled_student", "same student, labels alone"))
+
+
+def show_plan(run: Run, due: Sequence[Due], works: Sequence[Work]) -> None:
+    """Stages with steps, tokens and an estimate of their time; the layer map; what to know of the data."""
+    console = _console()
+    student, teacher = run.config.student, run.checkpoint.config
+    console.print(
+        f"[bold]{run.config.teacher.model}[/] ({teacher.num_hidden_layers} layers, {teacher.hidden_size} wide) -> "
+        f"student ({student.layers} layers, {student.width} wide, {student.heads} heads, "
+        f"{student.intermediate_size} inner)"
+    )
+    console.print(f"layers: {run.layer_map.describe()}", highlight=False)
+    if run.config.task is not None:
+        counts = ", ".join(f"{len(rows):,} {split}" for split, rows in run.data.splits.items())
+        console.print(f"data: {run.config.data.path}, {counts}", highlight=False)
+        for note in run.data.notes:
+            console.print(f"note: {note}", highlight=False)
+    console.print(
+        f"{run.accelerator.num_processes} process(es) on {run.device.type}, precision {run.config.runtime.precision}, "
+        f"run folder {run.folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table(title="plan", title_justify="left")
+    for column, justify in (
+        ("stage", "left"),
+        ("on", "left"),
+        ("steps", "right"),
+        ("tokens", "right"),
+        ("about", "right"),
+        ("disk", "right"),
+    ):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for one in due:
+        if one.done:
+            table.add_row(one.stage.name, "done before", "", "", "", "")
+    for work in works:
+        table.add_row(
+            work.name,
+            work.what,
+            f"{work.steps:,}" if work.steps else "",
+            f"{work.tokens / 1e6:,.2f} M" if work.tokens else "",
+            _duration(work.seconds) if work.seconds else "",
+            f"{work.megabytes:,.0f} MB" if work.megabytes else "",
+        )
+    total = sum(work.seconds for work in works)
+    table.add_section()
+    table.add_row("all", "", "", "", _duration(total), f"{sum(work.megabytes for work in works):,.0f} MB")
+    console.print(table)
+
+
+def show_summary(run: Run, summary: dict[str, Any]) -> None:
+    """The table of figures, the retention, and where the student lies."""
+    console = _console()
+    if "student" in summary:
+        main = summary["metric"]
+        names = [main, *(name for name in summary["student"]["metrics"] if name != main)][:2]
+        table = Table(title=f"{run.config.data.path}: {summary['test_rows']:,} test rows", title_justify="left")
+        table.add_column("model")
+        for name in [f"test {name}" for name in names] + ["parameters", "MB", "ms a row"]:
+            table.add_column(name, justify="right")
+        for key, label in ROWS:
+            if key in summary:
+                figures = summary[key]
+                table.add_row(
+                    label,
+                    *(f"{figures['metrics'][name]:.4f}" for name in names),
+                    f"{figures['parameters'] / 1e6:.2f} M",
+                    f"{figures['bytes'] / 1e6:.1f}",
+                    f"{figures['latency_ms']:.1f}",
+                )
+        console.print(table)
+        for note in summary["notes"]:
+            console.print(f"note: {note}", highlight=False)
+        if summary.get("retention") is not None:
+            console.print(f"the student keeps {summary['retention']:.1%} of the teacher's {main}", highlight=False)
+    console.print(f"student: {run.folder / 'student'}", highlight=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=110)

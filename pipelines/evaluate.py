@@ -1,0 +1,117 @@
+"""Stage evaluate: teacher, student, and the same student trained on the labels alone, on the same test rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from distill.config import Config, LogitsTraining, to_plain
+from distill.evaluation import evaluate_model, latency_ms
+from distill.losses import LabelLoss, Match
+from distill.objective import Objective
+from distill.students import Student, build_student
+from distill.training import Validation, fit, total_steps
+from pipelines.estimate import training_work
+from pipelines.run import Run
+from pipelines.stage import Stage, Work
+from pipelines.task import save_student, student_folder, validation_figures
+
+
+class EvaluateStage(Stage):
+    name = "evaluate"
+    after = ("teacher", "task")
+
+    def is_on(self, config: Config) -> bool:
+        return config.task is not None
+
+    def depends_on(self, run: Run) -> Mapping[str, Any]:
+        return {
+            "evaluate": to_plain(run.config.evaluate),
+            "task.metric": run.metric,
+            "student": to_plain(run.config.student),
+            "seed": run.config.seed,
+            "data content": run.data_hash,
+        }
+
+    def plan(self, run: Run) -> list[Work]:
+        work = [Work(self.name, f"{len(run.data.splits['test']):,} test rows")]
+        if run.config.evaluate.undistilled:
+            rows = len(run.features["train"])
+            work.append(training_work(run, "evaluate.undistilled", self._training(run), rows))
+        return work
+
+    def run(self, run: Run) -> dict[str, Any]:
+        figures: dict[str, Any] = {}
+        if run.config.evaluate.undistilled:
+            figures["undistilled_student"] = self._report(run, self._undistilled(run))
+        student = run.task.auto_class.from_pretrained(student_folder(run)).to(run.device)
+        figures["student"] = self._report(run, student)
+        figures["teacher"] = self._report(run, run.load_task_teacher())
+        teacher, own = (figures[who]["metrics"][run.metric] for who in ("teacher", "student"))
+        figures["retention"] = own / teacher if teacher else None
+        return figures
+
+    def _training(self, run: Run) -> LogitsTraining:
+        """The logits phase's settings, over as many steps as both phases took."""
+        given = run.config.evaluate.undistilled_training
+        if given is not None:
+            return given
+        task = run.task_options
+        base = task.logits or LogitsTraining()
+        phases = [phase for phase in (task.intermediate, task.logits) if phase is not None]
+        copies = 1 + (run.config.augment.copies if run.config.augment else 0)
+        rows = len(run.features["train"]) * copies
+        steps = sum(total_steps(phase, -(-rows // phase.batch_size)) for phase in phases)
+        return replace(base, max_steps=steps)
+
+    def _undistilled(self, run: Run) -> PreTrainedModel:
+        options = self._training(run)
+        alone = replace(run.config.student, projection="auto")
+        student = build_student(run.student_config(), run.task, alone, run.config.student.width, run.config.seed)
+        learner = Student(student.model, nn.ModuleDict())
+        checkpoints = run.checkpoints("evaluate", "undistilled")
+        fit(
+            learner,
+            None,
+            Objective({"labels": LabelLoss()}, Match(run.layer_map, run.task.logits)),
+            run.batches(run.features["train"], options),
+            options,
+            run.session,
+            name="evaluate.undistilled",
+            checkpoints=checkpoints,
+            validation=Validation(lambda: validation_figures(run, learner.model), run.metric, higher_is_better=True),
+        )
+        if run.is_main:
+            save_student(learner, run, undistilled_folder(run))
+        checkpoints.clear()
+        return learner.model
+
+    def _report(self, run: Run, model: PreTrainedModel) -> dict[str, Any]:
+        features = run.features["test"]
+        metrics = evaluate_model(
+            model,
+            features,
+            run.data.splits["test"],
+            run.task,
+            run.data.names,
+            run.collator,
+            run.accelerator,
+            run.config.evaluate.batch_size,
+        )
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        return {
+            "metrics": metrics,
+            "parameters": parameters,
+            "bytes": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+            "latency_ms": latency_ms(model, features, run.collator),
+        }
+
+
+def undistilled_folder(run: Run) -> Path:
+    """The student trained on labels alone, kept for comparison."""
+    return run.folder / "evaluate" / "undistilled_student"

@@ -1,0 +1,61 @@
+"""Stage export: the deployable student, checked after reading it back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+
+from distill.activations import MODEL_INPUTS, read_logits
+from distill.checkpoint import write_folder
+from distill.config import Config
+from pipelines import general, task
+from pipelines.run import Run
+from pipelines.stage import Stage, Work
+
+
+class ExportStage(Stage):
+    name = "export"
+    after = ("general", "task")
+
+    def is_on(self, config: Config) -> bool:
+        return config.task is not None or config.general is not None
+
+    def depends_on(self, run: Run) -> Mapping[str, Any]:
+        return {"task": run.config.task is not None}
+
+    def plan(self, run: Run) -> list[Work]:
+        return [Work(self.name, "safetensors, read back and compared")]
+
+    def run(self, run: Run) -> dict[str, Any]:
+        source = task.student_folder(run) if run.config.task is not None else general.student_folder(run)
+        auto_class = run.task.auto_class if run.config.task is not None else AutoModel
+        target = run.folder / "student"
+        if run.is_main:
+            model = auto_class.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source)
+
+            def save(folder: Path) -> None:
+                model.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+                self._require_equal(run, model, auto_class.from_pretrained(folder))
+
+            write_folder(target, save)
+        run.accelerator.wait_for_everyone()
+        files = sorted(target.iterdir())
+        return {"files": [file.name for file in files], "bytes": sum(file.stat().st_size for file in files)}
+
+    def _require_equal(self, run: Run, model: PreTrainedModel, read_back: PreTrainedModel) -> None:
+        text = run.tokenizer("The student that is read back says the same.", return_tensors="pt")
+        inputs = {name: text[name] for name in MODEL_INPUTS if name in text}
+        with torch.inference_mode():
+            before, after = (self._output(one.eval(), inputs) for one in (model, read_back))
+        if not torch.equal(before, after):
+            raise RuntimeError("the exported student differs from the trained one after reading it back")
+
+    def _output(self, model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        output = model(**inputs)
+        return output["last_hidden_state"] if "last_hidden_state" in output else read_logits(output)

@@ -1,0 +1,160 @@
+"""Stage general: general distillation of the encoder on unlabelled text, from the teacher as it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from distill.checkpoint import write_folder, write_tensors
+from distill.config import Config, GeneralOptions, to_plain
+from distill.corpus import StreamBatches, load_corpus, pack
+from distill.data import Collator, fingerprint
+from distill.initialization import initialize_from_teacher
+from distill.losses import Logits, Match
+from distill.objective import Objective
+from distill.settings import UserError
+from distill.students import Student, build_student, load_body
+from distill.teachers import load_encoder
+from distill.training import StepSource, fit
+from pipelines.estimate import training_work
+from pipelines.run import Run
+from pipelines.stage import Stage, Work
+
+SAMPLE_SEQUENCES = 256
+"""Sequences of real text from which a student is cut out of its teacher."""
+
+
+class GeneralStage(Stage):
+    name = "general"
+
+    def is_on(self, config: Config) -> bool:
+        return config.general is not None
+
+    def check(self, run: Run) -> None:
+        options = _options(run)
+        if options.streaming and options.training.max_steps is None:
+            raise UserError(
+                "general.training.max_steps: a streaming corpus has no known length; set the number of steps."
+            )
+        if not options.losses.intermediate():
+            raise UserError("general.losses: every term is off; leave at least one on.")
+        load_corpus(options.corpus, streaming=options.streaming)
+
+    def depends_on(self, run: Run) -> Mapping[str, Any]:
+        options = _options(run)
+        corpus = "streamed" if options.streaming else fingerprint(self._documents(run))
+        return {
+            "general": to_plain(options),
+            "student": to_plain(run.config.student),
+            "layer_map": to_plain(run.config.layer_map),
+            "teacher.model": run.config.teacher.model,
+            "seed": run.config.seed,
+            "corpus content": corpus,
+            "teacher weights": run.teacher_hash,
+        }
+
+    def plan(self, run: Run) -> list[Work]:
+        options = _options(run)
+        rows = 0 if options.streaming else len(self._sequences(run, self._documents(run)))
+        return [training_work(run, "general", options.training, rows, length=options.max_length)]
+
+    def run(self, run: Run) -> dict[str, Any]:
+        options = _options(run)
+        collator = Collator(run.tokenizer, None)
+        batches: StepSource
+        if options.streaming:
+            stream = pack(load_corpus(options.corpus, streaming=True), run.tokenizer, options.max_length)
+            training = options.training
+            batches = StreamBatches(
+                stream,
+                collator,
+                batch_size=training.batch_size,
+                accumulation=training.gradient_accumulation_steps,
+                placement=run.placement,
+            )
+        else:
+            sequences = self._sequences(run, self._documents(run))
+            batches = run.batches(sequences, options.training, collator)
+        teacher = load_encoder(run.checkpoint).to(run.device)
+        student = build_student(
+            run.student_config(), None, run.config.student, teacher.config.hidden_size, run.config.seed
+        )
+        initialize(run, student, teacher, batches)
+        objective = Objective(options.losses.intermediate(), Match(run.layer_map, Logits.CLASSES))
+        checkpoints = run.checkpoints("general")
+        result = fit(
+            student,
+            run.frozen_for_training(teacher),
+            objective,
+            batches,
+            options.training,
+            run.session,
+            name=self.name,
+            checkpoints=checkpoints,
+        )
+        if run.is_main:
+            save_encoder(student, run, student_folder(run))
+        checkpoints.clear()
+        return {"steps": result.steps, "tokens": result.tokens}
+
+    def _documents(self, run: Run) -> Dataset:
+        with run.accelerator.main_process_first():
+            documents = load_corpus(_options(run).corpus, streaming=False)
+        assert isinstance(documents, Dataset)
+        return documents
+
+    def _sequences(self, run: Run, documents: Dataset) -> Dataset:
+        with run.accelerator.main_process_first():
+            sequences: Dataset = pack(documents, run.tokenizer, _options(run).max_length)
+        if not len(sequences):
+            raise UserError("general.corpus: it holds no text. Check general.corpus.data_files.")
+        return sequences
+
+
+def student_folder(run: Run) -> Path:
+    """The encoder, a plain checkpoint, and projections.safetensors beside it."""
+    return run.folder / "general" / "student"
+
+
+def save_encoder(student: Student, run: Run, folder: Path) -> None:
+    def save(temporary: Path) -> None:
+        student.model.save_pretrained(temporary)
+        run.tokenizer.save_pretrained(temporary)
+        write_tensors(temporary / "projections.safetensors", student.projections.state_dict())
+
+    write_folder(folder, save)
+
+
+def initialize(run: Run, student: Student, teacher: Any, batches: StepSource) -> None:
+    """Give a fresh student the weights that student.initialization asks for."""
+    how = run.config.student.initialization
+    if how == "random":
+        return
+    if how != "teacher":
+        load_body(student, how)
+        return
+    sample: list[dict[str, Any]] = []
+    for micro_batches in batches.steps(0, batches.steps_per_epoch or 64):
+        sample += [{name: tensor.to(run.device) for name, tensor in batch.items()} for batch in micro_batches]
+        if sum(len(batch["input_ids"]) for batch in sample) >= SAMPLE_SEQUENCES:
+            break
+    student.to(run.device)
+    initialize_from_teacher(student, teacher, run.layer_map, sample)
+    for tensor in student.state_dict().values():
+        _broadcast(tensor)
+
+
+def _broadcast(tensor: Any) -> None:
+    """Each process saw its own sample: all take the first one's weights."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast(tensor, src=0)
+
+
+def _options(run: Run) -> GeneralOptions:
+    assert run.config.general is not None
+    return run.config.general

@@ -1,0 +1,203 @@
+"""The order of the stages; skipping what is done, refusing what has changed; the plan; the summary.
+What a stage does is left to the file named after it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.checkpoint import write_json, write_text
+from distill.config import dump_config
+from distill.settings import UserError
+from distill.tracking import check_trackers
+from pipelines.augment import AugmentStage
+from pipelines.evaluate import EvaluateStage
+from pipelines.export import ExportStage
+from pipelines.general import GeneralStage
+from pipelines.run import Run
+from pipelines.stage import Stage, Work
+from pipelines.task import TaskStage
+from pipelines.teacher import TeacherStage
+
+STAGES: tuple[Stage, ...] = (
+    TeacherStage(),
+    GeneralStage(),
+    AugmentStage(),
+    TaskStage(),
+    EvaluateStage(),
+    ExportStage(),
+)
+NAMES = tuple(stage.name for stage in STAGES)
+
+
+@dataclass(frozen=True)
+class Due:
+    """A stage of this call: whether it is finished, and the key under which its result will stand."""
+
+    stage: Stage
+    key: str
+    inputs: dict[str, Any]
+    done: bool
+
+
+def prepare(run: Run, only: Collection[str] = (), redo: Collection[str] = ()) -> list[Due]:
+    """Check everything a user can get wrong, before anything is written or trained.
+
+    Raises:
+        UserError: the first mistake found.
+    """
+    config = run.config
+    for flag, names in (("--stages", only), ("--redo", redo)):
+        for name in names:
+            if name not in NAMES:
+                raise UserError(f"{flag}: {name!r} is no stage; the stages are {', '.join(NAMES)}.")
+    _refuse_foreign(run.folder)
+    check_trackers(config.tracking)
+    stages = [stage for stage in STAGES if stage.is_on(config)]
+    if not stages:
+        raise UserError("general and task are both null: there is nothing to do.")
+    run.student_config()
+    run.layer_map  # noqa: B018  (resolved here so that its errors come before any work)
+    for stage in stages:
+        stage.check(run)
+    return _due(run, stages, only, redo)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output: {folder} is a file. Name a folder with --output.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"output: {folder} is not empty and holds no run (no config.yaml). Name another folder with --output."
+        )
+
+
+def _due(run: Run, stages: Sequence[Stage], only: Collection[str], redo: Collection[str]) -> list[Due]:
+    keys: dict[str, str] = {}
+    renewed: set[str] = set()
+    due: list[Due] = []
+    for stage in stages:
+        inputs = json.loads(json.dumps(dict(stage.depends_on(run)), sort_keys=True))
+        upstream = {name: keys[name] for name in stage.after if name in keys}
+        keys[stage.name] = hashlib.sha256(json.dumps([inputs, upstream], sort_keys=True).encode()).hexdigest()
+        again = stage.name in redo or bool(renewed & set(stage.after))
+        if again:
+            renewed.add(stage.name)
+        started = None if again else _read(run.folder / stage.name / "started.json")
+        if started is not None and started["key"] != keys[stage.name]:
+            raise UserError(_changed(run, stage, started, inputs, upstream))
+        done = started is not None and (run.folder / stage.name / "result.json").is_file()
+        wanted = not only or stage.name in only
+        if wanted:
+            due.append(Due(stage, keys[stage.name], {"inputs": inputs, "after": upstream}, done))
+        elif not done and any(stage.name in later.after for later in stages if later.name in only):
+            raise UserError(f"--stages: {stage.name} has no result yet, and a stage you named reads it. Name it too.")
+    return due
+
+
+def _changed(run: Run, stage: Stage, started: dict[str, Any], inputs: dict[str, Any], upstream: dict[str, str]) -> str:
+    before, now = _leaves(started["inputs"]), _leaves(inputs)
+    changes = [
+        f"{key}: {before.get(key, 'not set')} -> {now.get(key, 'not set')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    changes += [f"the stage {name} before it" for name in upstream if started["after"].get(name) != upstream[name]]
+    shown = "; ".join(change if len(change) < 120 else change[:117] + "..." for change in changes[:4])
+    return (
+        f"output: {run.folder} already holds the stage {stage.name}, made with other inputs ({shown}). "
+        f"Add --redo {stage.name} to make it and what follows anew, or name another folder with --output."
+    )
+
+
+def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    leaves: dict[str, Any] = {}
+    for key, item in value.items():
+        leaves |= _leaves(item, f"{prefix}.{key}" if prefix else key)
+    return leaves
+
+
+def plan(run: Run, due: Sequence[Due]) -> list[Work]:
+    """What the stages that are not finished would do.
+
+    Raises:
+        UserError: the disk is too small for it.
+    """
+    works = [work for one in due if not one.done for work in one.stage.plan(run)]
+    needed = max((work.megabytes for work in works), default=0) * 2 + sum(work.megabytes / 4 for work in works)
+    parent = run.folder.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free / 1e6
+    if needed > free:
+        raise UserError(
+            f"output: {parent} has {free:,.0f} MB free, the run needs about {needed:,.0f} MB. Free some, or name a "
+            "folder on another disk with --output."
+        )
+    return works
+
+
+def run_stages(run: Run, due: Sequence[Due]) -> dict[str, Any]:
+    """Run what is not finished, in order; returns the summary, also written to summary.json."""
+    if run.is_main:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_text(run.folder / "config.yaml", dump_config(run.config))
+    run.accelerator.wait_for_everyone()
+    for one in due:
+        folder = run.folder / one.stage.name
+        if one.done:
+            run.say(f"{one.stage.name}: done before, skipped")
+            continue
+        if run.is_main:
+            _begin(folder, one)
+        run.accelerator.wait_for_everyone()
+        run.session.interruption.raise_if_requested()
+        began = time.monotonic()
+        figures = one.stage.run(run)
+        run.accelerator.wait_for_everyone()
+        if run.is_main:
+            result = {"key": one.key, "seconds": time.monotonic() - began, **figures}
+            write_json(folder / "result.json", result)
+            run.say(f"{one.stage.name}: {result['seconds']:.0f} s")
+    return _summarise(run)
+
+
+def _begin(folder: Path, one: Due) -> None:
+    """Keep what an interrupted stage left under the same key; clear what another one left."""
+    started = _read(folder / "started.json")
+    if started is None or started["key"] != one.key or (folder / "result.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "started.json", {"key": one.key, **one.inputs})
+
+
+def _summarise(run: Run) -> dict[str, Any]:
+    results = {name: _read(run.folder / name / "result.json") for name in NAMES}
+    summary: dict[str, Any] = {}
+    if (evaluated := results["evaluate"]) is not None:
+        for who in ("teacher", "student", "undistilled_student", "retention"):
+            if who in evaluated:
+                summary[who] = evaluated[who]
+        summary["metric"] = run.metric
+        summary["test_rows"] = len(run.data.splits["test"])
+        summary["notes"] = list(run.data.notes)
+    summary["layer_map"] = run.layer_map.describe()
+    summary["seconds"] = {name: result["seconds"] for name, result in results.items() if result is not None}
+    if run.is_main:
+        write_json(run.folder / "summary.json", summary)
+    return summary
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value

@@ -1,0 +1,191 @@
+"""A run: its folder, its config, and what several stages share, each made once when first asked for.
+The stages' own work is left to the files named after them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from distill.attention import show_attention
+from distill.checkpoint import Checkpoints
+from distill.config import Config, TaskOptions
+from distill.data import Batches, Collator, Placement, TaskData, fingerprint, load_task_data, tokenize
+from distill.layer_map import LayerMap, build_layer_map
+from distill.students import student_config
+from distill.tasks import TASKS, TaskType
+from distill.teachers import Checkpoint, load_teacher, open_checkpoint, weights_hash
+from distill.training import Session, TrainingOptions
+
+
+@dataclass
+class Run:
+    """What a stage gets. `session` holds the accelerator, the tracker and the signals."""
+
+    config: Config
+    folder: Path
+    session: Session
+
+    @property
+    def accelerator(self) -> Accelerator:
+        return self.session.accelerator
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    @cached_property
+    def placement(self) -> Placement:
+        return Placement(self.accelerator.num_processes, self.accelerator.process_index)
+
+    @property
+    def task_options(self) -> TaskOptions:
+        assert self.config.task is not None, "a stage without a task asked for one"
+        return self.config.task
+
+    @cached_property
+    def task(self) -> TaskType:
+        return TASKS[self.task_options.type]
+
+    @cached_property
+    def metric(self) -> str:
+        """The figure that chooses checkpoints."""
+        return self.task_options.metric or self.task.primary
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The teacher as it was given, before the teacher stage."""
+        return open_checkpoint(self.config.teacher.model)
+
+    @cached_property
+    def teacher_hash(self) -> str:
+        return weights_hash(self.checkpoint.source)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.checkpoint.tokenizer
+
+    @cached_property
+    def layer_map(self) -> LayerMap:
+        return build_layer_map(
+            self.config.layer_map, self.config.student.layers, self.checkpoint.config.num_hidden_layers
+        )
+
+    @cached_property
+    def data(self) -> TaskData:
+        with self.accelerator.main_process_first():
+            return load_task_data(self.config.data, self.task, self.config.seed)
+
+    @cached_property
+    def data_hash(self) -> str:
+        return _digest([fingerprint(rows) for rows in self.data.splits.values()])
+
+    @cached_property
+    def collator(self) -> Collator:
+        return Collator(self.tokenizer, self.task)
+
+    @cached_property
+    def features(self) -> dict[str, Dataset]:
+        """The encoded splits."""
+        return {split: self.encode(rows, split) for split, rows in self.data.splits.items()}
+
+    def encode(self, rows: Dataset, name: str) -> Dataset:
+        with self.accelerator.main_process_first():
+            return tokenize(rows, self.task, self.tokenizer, self.config.data.max_length, f"tokenise {name}")
+
+    def batches(self, features: Dataset, options: TrainingOptions, collator: Collator | None = None) -> Batches:
+        """Training steps over encoded rows."""
+        return Batches(
+            features,
+            collator or self.collator,
+            batch_size=options.batch_size,
+            accumulation=options.gradient_accumulation_steps,
+            seed=self.config.seed,
+            placement=self.placement,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def checkpoints(self, *path: str) -> Checkpoints:
+        """Training checkpoints under the run folder."""
+        return Checkpoints(
+            self.folder.joinpath(*path, "checkpoints"), self.accelerator, self.config.runtime.keep_checkpoints
+        )
+
+    @property
+    def teacher_folder(self) -> Path:
+        """Where the teacher stage puts its teacher."""
+        return self.folder / "teacher" / "model"
+
+    @cached_property
+    def task_teacher(self) -> Checkpoint:
+        """The teacher with a trained task head: what the teacher stage made, or the given one."""
+        if self.config.teacher.training is None:
+            return self.checkpoint
+        return open_checkpoint(str(self.teacher_folder))
+
+    def load_task_teacher(self) -> PreTrainedModel:
+        """Float32, frozen, on the device."""
+        teacher = load_teacher(self.task_teacher, self.task, self.data.names, fresh_head=False)
+        return teacher.to(self.device)
+
+    def student_config(self) -> PreTrainedConfig:
+        config = student_config(self.checkpoint.config, self.config.student)
+        if self.config.task is not None:
+            names = self.data.names
+            if names:
+                config.id2label = dict(enumerate(names))
+                config.label2id = {name: index for index, name in enumerate(names)}
+            else:
+                config.num_labels = self.task.num_labels(names)
+            config.problem_type = self.task.problem_type
+        return config
+
+    def frozen_for_training(self, teacher: PreTrainedModel) -> PreTrainedModel:
+        """The teacher as a target: attention shown, weights in bf16 where training is."""
+        show_attention(teacher)
+        return teacher.to(torch.bfloat16) if self.accelerator.mixed_precision == "bf16" else teacher
+
+    def say(self, message: str) -> None:
+        """A line for people, once."""
+        if self.is_main:
+            print(message, flush=True)
+
+
+def measured_precision(device: torch.device) -> str:
+    """bf16 where a bf16 matrix product takes less than two thirds of a float32 one's time on this device, else fp32."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        a = torch.ones(2048, 512, dtype=dtype, device=device)
+        b = torch.ones(512, 1024, dtype=dtype, device=device)
+        times = []
+        for _ in range(7):
+            _wait(device)
+            began = time.perf_counter()
+            a @ b
+            _wait(device)
+            times.append(time.perf_counter() - began)
+        return sorted(times)[len(times) // 2]
+
+    return "bf16" if seconds(torch.bfloat16) < seconds(torch.float32) * 2 / 3 else "fp32"
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,185 @@
+"""Stage task: task distillation, first the intermediate layers, then the logits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from distill.checkpoint import write_folder, write_json, write_tensors
+from distill.config import Config, to_plain
+from distill.evaluation import evaluate_model
+from distill.initialization import adopt_head
+from distill.losses import Match
+from distill.objective import Objective
+from distill.settings import UserError
+from distill.students import Student, build_student, load_body
+from distill.training import FitResult, Validation, distillation_loss, fit
+from pipelines import general
+from pipelines.augment import training_rows
+from pipelines.estimate import training_work
+from pipelines.run import Run
+from pipelines.stage import Stage, Work
+
+
+class TaskStage(Stage):
+    name = "task"
+    after = ("teacher", "general", "augment")
+
+    def is_on(self, config: Config) -> bool:
+        return config.task is not None
+
+    def check(self, run: Run) -> None:
+        options = run.task_options
+        if options.intermediate is None and options.logits is None:
+            raise UserError("task: both phases are off. Set task.intermediate or task.logits, or task=null.")
+        if options.intermediate is not None and not options.losses.intermediate():
+            raise UserError("task.losses: every term of the intermediate phase is off; set task.intermediate=null.")
+        if options.logits is not None and not options.losses.prediction():
+            raise UserError("task.losses: neither logits nor labels is on; set task.logits=null.")
+
+    def depends_on(self, run: Run) -> Mapping[str, Any]:
+        return {
+            "task": to_plain(run.task_options),
+            "student": to_plain(run.config.student),
+            "layer_map": to_plain(run.config.layer_map),
+            "data": to_plain(run.config.data),
+            "seed": run.config.seed,
+            "data content": run.data_hash,
+            "teacher weights": run.teacher_hash,
+        }
+
+    def plan(self, run: Run) -> list[Work]:
+        copies = 1 + (run.config.augment.copies if run.config.augment else 0)
+        rows = len(run.features["train"]) * copies
+        phases = {"task.intermediate": run.task_options.intermediate, "task.logits": run.task_options.logits}
+        return [training_work(run, name, options, rows) for name, options in phases.items() if options is not None]
+
+    def run(self, run: Run) -> dict[str, Any]:
+        options = run.task_options
+        train = run.encode(training_rows(run), "training rows")
+        teacher = run.load_task_teacher()
+        student = self._first_student(run, teacher, train)
+        frozen = run.frozen_for_training(teacher)
+        results: dict[str, FitResult] = {}
+        if options.intermediate is not None:
+            results["intermediate"] = self._intermediate(run, student, frozen, train)
+            adopt_head(student, frozen)
+        if options.logits is not None:
+            results["logits"] = self._logits(run, student, frozen, train)
+        if run.is_main:
+            save_student(student, run, student_folder(run))
+        for phase in results:
+            run.checkpoints("task", phase).clear()
+            if run.is_main:
+                shutil.rmtree(_phase_file(run, phase).parent, ignore_errors=True)
+        return {
+            "training_rows": len(train),
+            "layer_map": run.layer_map.describe(),
+            "steps": sum(result.steps for result in results.values()),
+            "tokens": sum(result.tokens for result in results.values()),
+            "phases": {
+                name: {"steps": r.steps, "tokens": r.tokens, "seconds": r.seconds, "validation": r.best}
+                for name, r in results.items()
+            },
+        }
+
+    def _first_student(self, run: Run, teacher: PreTrainedModel, train: Dataset) -> Student:
+        student = build_student(
+            run.student_config(), run.task, run.config.student, teacher.config.hidden_size, run.config.seed
+        )
+        if run.config.general is not None:
+            load_body(student, general.student_folder(run))
+            student.projections.load_state_dict(load_file(general.student_folder(run) / "projections.safetensors"))
+            student.to(run.device)
+            adopt_head(student, teacher)
+        else:
+            options = run.task_options.intermediate or run.task_options.logits
+            assert options is not None
+            general.initialize(run, student, teacher, run.batches(train, options))
+        return student
+
+    def _intermediate(self, run: Run, student: Student, teacher: PreTrainedModel, train: Dataset) -> FitResult:
+        options = run.task_options.intermediate
+        assert options is not None
+        done = _phase_file(run, "intermediate")
+        if done.with_suffix(".json").exists():  # the run was stopped in the logits phase
+            student.load_state_dict(load_file(done))
+            return FitResult(**json.loads(done.with_suffix(".json").read_text(encoding="utf-8")))
+        objective = Objective(run.task_options.losses.intermediate(), Match(run.layer_map, run.task.logits))
+        held_out = run.batches(run.features["validation"], options)
+
+        def validate() -> dict[str, float]:
+            return distillation_loss(student, teacher, objective, held_out, run.accelerator)
+
+        result = fit(
+            student,
+            teacher,
+            objective,
+            run.batches(train, options),
+            options,
+            run.session,
+            name="task.intermediate",
+            checkpoints=run.checkpoints("task", "intermediate"),
+            validation=Validation(validate, "loss", higher_is_better=False),
+        )
+        if run.is_main:
+            write_tensors(done, student.state_dict())
+            write_json(done.with_suffix(".json"), dataclasses.asdict(result))
+        return result
+
+    def _logits(self, run: Run, student: Student, teacher: PreTrainedModel, train: Dataset) -> FitResult:
+        options = run.task_options.logits
+        assert options is not None
+        objective = Objective(run.task_options.losses.prediction(), Match(run.layer_map, run.task.logits))
+        return fit(
+            student,
+            teacher,
+            objective,
+            run.batches(train, options),
+            options,
+            run.session,
+            name="task.logits",
+            checkpoints=run.checkpoints("task", "logits"),
+            validation=Validation(lambda: validation_figures(run, student.model), run.metric, higher_is_better=True),
+        )
+
+
+def validation_figures(run: Run, model: PreTrainedModel) -> dict[str, float]:
+    """The task's figures on the rows that choose checkpoints."""
+    return evaluate_model(
+        model,
+        run.features["validation"],
+        run.data.splits["validation"],
+        run.task,
+        run.data.names,
+        run.collator,
+        run.accelerator,
+        run.config.evaluate.batch_size,
+    )
+
+
+def student_folder(run: Run) -> Path:
+    """The distilled student, a plain checkpoint."""
+    return run.folder / "task" / "student"
+
+
+def save_student(student: Student, run: Run, folder: Path) -> None:
+    """Model and tokenizer; the projections have done their work."""
+
+    def save(temporary: Path) -> None:
+        student.model.save_pretrained(temporary)
+        run.tokenizer.save_pretrained(temporary)
+
+    write_folder(folder, save)
+
+
+def _phase_file(run: Run, phase: str) -> Path:
+    return run.folder / "task" / phase / "student.safetensors"

@@ -1,0 +1,85 @@
+"""Stage teacher: fine-tune the given teacher on the task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from distill.checkpoint import write_folder
+from distill.config import Config, to_plain
+from distill.evaluation import evaluate_model
+from distill.losses import LabelLoss, Match
+from distill.objective import Objective
+from distill.students import Student
+from distill.teachers import load_teacher
+from distill.training import Validation, fit
+from pipelines.estimate import training_work
+from pipelines.run import Run
+from pipelines.stage import Stage, Work
+
+
+class TeacherStage(Stage):
+    name = "teacher"
+
+    def is_on(self, config: Config) -> bool:
+        return config.task is not None and config.teacher.training is not None
+
+    def depends_on(self, run: Run) -> Mapping[str, Any]:
+        return {
+            "teacher": to_plain(run.config.teacher),
+            "task.type": run.task_options.type,
+            "task.metric": run.metric,
+            "data": to_plain(run.config.data),
+            "seed": run.config.seed,
+            "data content": run.data_hash,
+            "teacher weights": run.teacher_hash,
+        }
+
+    def plan(self, run: Run) -> list[Work]:
+        options = run.config.teacher.training
+        assert options is not None
+        return [training_work(run, "teacher", options, len(run.features["train"]), trains_teacher=True)]
+
+    def run(self, run: Run) -> dict[str, Any]:
+        options = run.config.teacher.training
+        assert options is not None
+        model = load_teacher(run.checkpoint, run.task, run.data.names, fresh_head=True).requires_grad_(True)
+        # fit() trains a Student: here the teacher itself is one, without projections.
+        learner = Student(model, nn.ModuleDict())
+        objective = Objective({"labels": LabelLoss()}, Match(run.layer_map, run.task.logits))
+
+        def validate() -> dict[str, float]:
+            return evaluate_model(
+                model,
+                run.features["validation"],
+                run.data.splits["validation"],
+                run.task,
+                run.data.names,
+                run.collator,
+                run.accelerator,
+                run.config.evaluate.batch_size,
+            )
+
+        checkpoints = run.checkpoints("teacher")
+        result = fit(
+            learner,
+            None,
+            objective,
+            run.batches(run.features["train"], options),
+            options,
+            run.session,
+            name=self.name,
+            checkpoints=checkpoints,
+            validation=Validation(validate, run.metric, higher_is_better=True),
+        )
+        if run.is_main:
+
+            def save(folder: Any) -> None:
+                model.save_pretrained(folder)
+                run.tokenizer.save_pretrained(folder)
+
+            write_folder(run.teacher_folder, save)
+        checkpoints.clear()
+        return {"steps": result.steps, "tokens": result.tokens, "validation": result.best}
