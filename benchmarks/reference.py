@@ -136,8 +136,10 @@ def _figures(reference: _Reference) -> Iterator[Figure]:
     for key in expected:
         if found := re.fullmatch(r"soft_cross_entropy_t(\d+(?:\.\d+)?)", key):
             term = LogitsLoss(temperature=float(found[1]), form="published")
-            sides = [Activations(logits=torch.tensor(expected[f"{role}_logits"])) for role in ("student", "teacher")]
-            losses = term(*sides, reference.batch, Match(everything, Logits.CLASSES))
+            student_logits, teacher_logits = (
+                Activations(logits=torch.tensor(expected[f"{side}_logits"])) for side in ("student", "teacher")
+            )
+            losses = term(student_logits, teacher_logits, reference.batch, Match(everything, Logits.CLASSES))
             yield Figure(key.replace("_", " "), float(expected[key]), losses.double().mean().item(), LOSS_TOLERANCE)
 
     norms = expected.get("gradient_norms_of_attention_plus_hidden", {})

@@ -90,6 +90,8 @@ def load_task_data(options: DataOptions, task: TaskType, seed: int) -> TaskData:
     label = mapping.get("tags") or mapping.get("answers") or mapping["label"]
     labels = source["train"][label][:]
     names = list(options.labels or task.label_names(labels, source["train"].features[label]))
+    if options.labels and not task.has_names:
+        raise UserError(f"data.labels: a {task.name} has no label names. Leave data.labels out, or correct task.type.")
     if task.has_names and len(names) < 2:
         raise UserError(f"data.label: column {label!r} of train holds {len(names)} label(s); a task needs two or more.")
     checked = {

@@ -98,6 +98,7 @@ def initialize_from_teacher(
         _cut_feed_forward(target, source, subspace, inner_rms[m])
     _fit_norms(small, body, student_layers, chosen, subspace, batches)
     for projection in student.projections.values():
+        assert isinstance(projection, nn.Linear)
         projection.weight.copy_(subspace)
         if projection.bias is not None:
             projection.bias.zero_()
@@ -137,7 +138,7 @@ def _head(model: PreTrainedModel) -> list[nn.Linear] | None:
     pooler = getattr(model.base_model, "pooler", None)
     if isinstance(head, nn.Linear):
         return [head] if pooler is None else [pooler.dense, head]
-    if hasattr(head, "dense") and hasattr(head, "out_proj"):
+    if head is not None and hasattr(head, "dense") and hasattr(head, "out_proj"):
         return [head.dense, head.out_proj]
     return None
 

@@ -4,7 +4,7 @@ What the groups are is left to the classes that use them; reading YAML is left t
 from __future__ import annotations
 
 from dataclasses import field
-from typing import TypeVar, dataclass_transform
+from typing import TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -16,8 +16,7 @@ Group = TypeVar("Group")
 def settings(cls: type[Group]) -> type[Group]:
     """Make a frozen, keyword-only pydantic dataclass; unknown keys are refused, docstrings describe the fields."""
     config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
-    made: type[Group] = dataclass(cls, frozen=True, kw_only=True, config=config)
-    return made
+    return cast(type[Group], dataclass(cls, frozen=True, kw_only=True, config=config))
 
 
 class UserError(Exception):

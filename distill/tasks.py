@@ -54,8 +54,14 @@ class TaskType:
     """Name of the metric group in evaluation.py."""
     primary: ClassVar[str]
     """The figure by which checkpoints are chosen and retention is told; higher is better."""
+    others: ClassVar[tuple[str, ...]] = ()
+    """Further figures that may decide; higher is better."""
     has_names: ClassVar[bool] = True
     """Whether labels have names (id2label)."""
+
+    def deciding_figures(self, names: Sequence[str]) -> tuple[str, ...]:
+        """What task.metric may be."""
+        return (self.primary, *self.others)
 
     def columns(self, columns: Columns, available: Sequence[str]) -> dict[str, str]:
         """Canonical column -> the user's column. Raises UserError for a column that is not there."""
@@ -113,6 +119,10 @@ class SingleLabel(TaskType):
     logits = Logits.CLASSES
     metric = "classification"
     primary = "accuracy"
+    others = ("f1_macro",)
+
+    def deciding_figures(self, names: Sequence[str]) -> tuple[str, ...]:
+        return (*super().deciding_figures(names), *(("f1", "matthews") if len(names) == 2 else ()))
 
 
 class MultiLabel(TaskType):
@@ -121,6 +131,7 @@ class MultiLabel(TaskType):
     logits = Logits.BINARIES
     metric = "multi_label"
     primary = "f1_micro"
+    others = ("f1_macro", "accuracy")
 
     def label_names(self, values: Sequence[Any], feature: Any) -> list[str]:
         inner = feature.feature if isinstance(feature, List) else None
@@ -149,6 +160,7 @@ class Regression(TaskType):
     logits = Logits.VALUE
     metric = "regression"
     primary = "pearson"
+    others = ("spearman",)
     has_names = False
 
     def label_names(self, values: Sequence[Any], feature: Any) -> list[str]:
@@ -182,6 +194,7 @@ class TokenClassification(TaskType):
     logits = Logits.TOKEN_CLASSES
     metric = "entities"
     primary = "f1"
+    others = ("precision", "recall", "accuracy")
 
     def columns(self, columns: Columns, available: Sequence[str]) -> dict[str, str]:
         return _present({"tokens": columns.text or "tokens", "tags": columns.label or "tags"}, available)
@@ -254,6 +267,7 @@ class QuestionAnswering(TaskType):
     logits = Logits.SPAN
     metric = "spans"
     primary = "f1"
+    others = ("exact_match",)
     has_names = False
 
     longest_answer_tokens: ClassVar[int] = 30

@@ -127,6 +127,16 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
+def check_length(checkpoint: Checkpoint, max_length: int, key: str) -> None:
+    """Raises UserError where sequences would be longer than the model has positions."""
+    config = checkpoint.config
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= config.pad_token_id + 1  # theirs begin behind the number of the padding piece
+    if positions is not None and max_length > positions:
+        raise UserError(f"{key}: {max_length}, but the teacher has positions for {positions} pieces. Set at most that.")
+
+
 def check_labels(config: PreTrainedConfig, names: Sequence[str]) -> None:
     """Refuse a fine-tuned teacher whose labels are not the data's, in the data's order."""
     own = [config.id2label[index] for index in sorted(config.id2label)]

@@ -47,19 +47,18 @@ class Tracker:
     stage. Trackers see "task.intermediate/train/attention" against a step that grows over the stages.
     """
 
-    def __init__(
-        self, accelerator: Accelerator, folder: Path, names: list[str], config: Mapping[str, Any], project: str
-    ) -> None:
-        self.accelerator = accelerator
+    def __init__(self, accelerator: Accelerator, folder: Path, names: list[str]) -> None:
+        self.accelerator, self.folder, self.names = accelerator, folder, names
         self.path = folder / "metrics.jsonl"
-        self.names = names
-        self.offset = _last_total(self.path)
-        self.total = self.offset
-        if names:
-            accelerator.init_trackers(project, config=_flat(config), init_kwargs=_init_options(names, folder))
-            if "wandb" in names and accelerator.is_main_process:
-                run = accelerator.get_tracker("wandb", unwrap=True)
-                run.config.update(dict(config), allow_val_change=True)
+        self.offset = self.total = 0
+
+    def start(self, config: Mapping[str, Any], project: str) -> None:
+        """Open the trackers, once everything is checked; a run that goes on keeps its W&B id and its step."""
+        self.offset = self.total = _last_total(self.path)
+        if self.names:
+            self.accelerator.init_trackers(
+                project, config=_flat(config), init_kwargs=_init_options(self.names, self.folder)
+            )
 
     def begin_stage(self) -> None:
         """Later steps count on from the last one logged."""

@@ -20,12 +20,14 @@ from distill.augmentation import (
     TextColumns,
     find_masked_lm,
     load_masked_lm,
+    mark_replaced,
     read_counts,
     row_keys,
     shard_paths,
     write_shards,
 )
 from distill.config import Config, to_plain
+from distill.settings import UserError
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
 
@@ -66,7 +68,7 @@ class AugmentStage(Stage):
             _options(run),
             columns=columns,
             seed=run.config.seed,
-            masked_lm=self._masked_lm(run),
+            masked_lm=masked_lm(run),
             excluded=held_out,
             cache=run.folder / self.name / "neighbours",
         )
@@ -84,15 +86,16 @@ class AugmentStage(Stage):
         run.accelerator.wait_for_everyone()
         return {"rows": len(rows), **dict(Counter(read_counts(files)))}
 
-    def _masked_lm(self, run: Run) -> MaskedLM | None:
-        """The checkpoint named in augment.masked_lm, else the given teacher's own head, else none: vectors alone."""
-        named = _options(run).masked_lm
-        found = load_masked_lm(named) if named is not None else find_masked_lm(run.checkpoint.source)
-        if found is None:
-            run.say(f"augment: {run.config.teacher.model} has no masked-LM head: candidates come from vectors alone")
-            return None
-        model, tokenizer = found
-        return model.to(run.device), tokenizer
+
+def masked_lm(run: Run) -> MaskedLM | None:
+    """The checkpoint named in augment.masked_lm, else the given teacher's own head, else none: vectors alone."""
+    named = _options(run).masked_lm
+    found = load_masked_lm(named) if named is not None else find_masked_lm(run.checkpoint.source)
+    if found is None:
+        run.say(f"augment: {run.config.teacher.model} has no masked-LM head: candidates come from vectors alone")
+        return None
+    model, tokenizer = found
+    return model.to(run.device), tokenizer
 
 
 def training_rows(run: Run) -> Dataset:
@@ -104,6 +107,18 @@ def training_rows(run: Run) -> Dataset:
     with run.accelerator.main_process_first():
         augmented = load_dataset("parquet", data_files=files, split="train")
     return concatenate_datasets([rows, augmented.select_columns(rows.column_names).cast(rows.features)])
+
+
+def samples(run: Run, count: int) -> list[tuple[str, str]]:
+    """(source, augmented) texts of the first rows, one copy each, replaced words in [brackets]."""
+    columns, rows = _columns(run), run.data.splits["train"]
+    few = rows.select(range(min(len(rows), 2 * count)))
+    augmenter = Augmenter(few, _options(run), columns=columns, seed=run.config.seed, masked_lm=masked_lm(run))
+    found: list[tuple[str, str]] = []
+    for row in augmenter.part(0, 1):
+        if row["copy"] == 0:
+            found += mark_replaced(few[row["source_row"]], row, columns, lambda word: f"[{word}]")
+    return found[:count]
 
 
 def augmented_folder(run: Run) -> Path:
@@ -124,5 +139,6 @@ def _advance(bar: Any, done: int) -> None:
 
 
 def _options(run: Run) -> AugmentOptions:
-    assert run.config.augment is not None
+    if run.config.augment is None:
+        raise UserError("augment: the section is null; set it, for instance augment={copies: 20}.")
     return run.config.augment

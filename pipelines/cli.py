@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +48,24 @@ def run(
     checkpoint. The student lies in OUTPUT/student, the figures in OUTPUT/summary.json.
     """
     _run(config, overrides or [], output, _names(stages), _names(",".join(redo or [])), dry_run)
+
+
+@app.command()
+def augment(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    show: Annotated[int, typer.Option(min=1, help="How many augmented rows to show.")] = 20,
+) -> None:
+    """Show augmented training rows beside their sources, the replaced words marked; write nothing."""
+    loaded = _load(config, overrides or [], None)
+
+    from pipelines import display
+    from pipelines.augment import samples
+    from pipelines.run import close_run, open_run
+
+    run = open_run(loaded)
+    display.show_samples(samples(run, show))
+    close_run(run)
 
 
 @app.command()
@@ -106,80 +123,33 @@ def _names(text: str | None) -> list[str]:
 def _run(
     path: Path, overrides: list[str], output: str | None, stages: list[str], redo: list[str], dry_run: bool
 ) -> None:
+    config = _load(path, overrides, output)
+
+    from pipelines import display
+    from pipelines.pipeline import plan, prepare, run_stages
+    from pipelines.run import close_run, open_run
+
+    run = open_run(config)
+    with run.session.interruption.watched():
+        due = prepare(run, stages, redo)
+        works = plan(run, due)
+        if run.is_main:
+            display.show_plan(run, due, works)
+        if not dry_run:
+            summary = run_stages(run, due)
+            if run.is_main:
+                display.show_summary(run, summary)
+    close_run(run)
+
+
+def _load(path: Path, overrides: list[str], output: str | None) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Imported here, so that --help and a misspelt key answer at once.
+    # Imported here, so that --help answers at once.
     from distill.config import load_config
 
     config = load_config(path, overrides)
-    if output is not None:
-        config = replace(config, output=output)
-
-    import torch
-    from accelerate import Accelerator
-    from accelerate.utils import set_seed
-
-    from distill.interruption import Interruption
-    from distill.tracking import Tracker, check_trackers
-    from distill.training import Session
-    from pipelines import display
-    from pipelines.launch import cpu_threads
-    from pipelines.pipeline import plan, prepare, run_stages
-    from pipelines.run import Run
-
     _quieten()
-    check_trackers(config.tracking)
-    torch.set_num_threads(config.runtime.cpu_threads or cpu_threads())
-    folder = Path(config.output)
-    config = _with_precision(config, folder)
-    accelerator = Accelerator(
-        mixed_precision="bf16" if config.runtime.precision == "bf16" else "no",
-        log_with=list(config.tracking) or None,
-        project_dir=str(folder),
-    )
-    set_seed(config.seed)
-    interruption = Interruption()
-    from distill.config import to_plain
-
-    with interruption.watched():
-        # The tracker opens files and runs: only once everything is checked.
-        checked = Run(config, folder, Session(accelerator, None, interruption))  # type: ignore[arg-type]
-        due = prepare(checked, stages, redo)
-        works = plan(checked, due)
-        if accelerator.is_main_process:
-            display.show_plan(checked, due, works)
-        if dry_run:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        tracker = Tracker(accelerator, folder, list(config.tracking), to_plain(config), config.project)
-        checked.session = Session(accelerator, tracker, interruption)
-        summary = run_stages(checked, due)
-        tracker.finish(summary)
-        if accelerator.is_main_process:
-            display.show_summary(checked, summary)
-    if accelerator.num_processes > 1:
-        torch.distributed.destroy_process_group()
-
-
-def _with_precision(config: Any, folder: Path) -> Any:
-    """Settle runtime.precision=auto: what this run already uses, what the launcher was told, or what is measured."""
-    from distill.config import load_config
-    from pipelines.run import measured_precision
-
-    if config.runtime.precision != "auto":
-        return config
-    precision: str | None = None
-    if (folder / "config.yaml").is_file():
-        precision = load_config(folder / "config.yaml").runtime.precision
-    if precision in (None, "auto") and os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16":
-        precision = "bf16"
-    if precision in (None, "auto"):
-        from accelerate import PartialState
-        from accelerate.utils import broadcast_object_list
-
-        state = PartialState()
-        measured = [measured_precision(state.device) if state.is_main_process else None]
-        precision = broadcast_object_list(measured)[0] if state.num_processes > 1 else measured[0]
-    return replace(config, runtime=replace(config.runtime, precision=precision))
+    return config if output is None else replace(config, output=output)
 
 
 def _quieten() -> None:
@@ -190,4 +160,3 @@ def _quieten() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.pipeline import Due
 from pipelines.run import Run
@@ -90,6 +91,16 @@ def show_summary(run: Run, summary: dict[str, Any]) -> None:
         if summary.get("retention") is not None:
             console.print(f"the student keeps {summary['retention']:.1%} of the teacher's {main}", highlight=False)
     console.print(f"student: {run.folder / 'student'}", highlight=False, soft_wrap=True)
+
+
+def show_samples(samples: Sequence[tuple[str, str]]) -> None:
+    """Texts beside their augmented copies; text from data is never read as markup."""
+    table = Table(title="augmented rows", title_justify="left", show_lines=True)
+    table.add_column("source")
+    table.add_column("augmented")
+    for source, augmented in samples:
+        table.add_row(Text(source), Text(augmented))
+    _console().print(table)
 
 
 def _duration(seconds: float) -> str:

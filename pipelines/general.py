@@ -13,11 +13,11 @@ from distill.config import Config, GeneralOptions, to_plain
 from distill.corpus import StreamBatches, load_corpus, pack
 from distill.data import Collator, fingerprint
 from distill.initialization import initialize_from_teacher
-from distill.losses import Logits, Match
+from distill.losses import Logits, Match, check_heads
 from distill.objective import Objective
 from distill.settings import UserError
 from distill.students import Student, build_student, load_body
-from distill.teachers import load_encoder
+from distill.teachers import check_length, load_encoder
 from distill.training import StepSource, fit
 from pipelines.estimate import training_work
 from pipelines.run import Run
@@ -41,6 +41,10 @@ class GeneralStage(Stage):
             )
         if not options.losses.intermediate():
             raise UserError("general.losses: every term is off; leave at least one on.")
+        check_heads(
+            options.losses, "general.losses", run.config.student.heads, run.checkpoint.config.num_attention_heads
+        )
+        check_length(run.checkpoint, options.max_length, "general.max_length")
         load_corpus(options.corpus, streaming=options.streaming)
 
     def depends_on(self, run: Run) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 
 import psutil
 
@@ -56,5 +57,6 @@ def _asked_for() -> tuple[int, int, int] | None:
     if not starts:
         return None
     options, _ = launch_command_parser().parse_known_args(command[starts[0] + 1 :])
-    options, _, _ = _validate_launch_command(options)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        options, _, _ = _validate_launch_command(options)  # lists its defaults, as the launcher already did
     return options.num_processes or 1, options.num_machines or 1, options.machine_rank or 0

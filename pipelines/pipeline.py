@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import set_seed
+
 from distill.checkpoint import write_json, write_text
-from distill.config import dump_config
+from distill.config import dump_config, to_plain
 from distill.settings import UserError
-from distill.tracking import check_trackers
+from distill.students import build_student, load_body
 from pipelines.augment import AugmentStage
 from pipelines.evaluate import EvaluateStage
 from pipelines.export import ExportStage
@@ -58,12 +60,15 @@ def prepare(run: Run, only: Collection[str] = (), redo: Collection[str] = ()) ->
             if name not in NAMES:
                 raise UserError(f"{flag}: {name!r} is no stage; the stages are {', '.join(NAMES)}.")
     _refuse_foreign(run.folder)
-    check_trackers(config.tracking)
     stages = [stage for stage in STAGES if stage.is_on(config)]
     if not stages:
         raise UserError("general and task are both null: there is nothing to do.")
-    run.student_config()
     run.layer_map  # noqa: B018  (resolved here so that its errors come before any work)
+    student = build_student(
+        run.student_config(), None, config.student, run.checkpoint.config.hidden_size, run.config.seed
+    )
+    if config.student.initialization not in ("random", "teacher"):
+        load_body(student, config.student.initialization)
     for stage in stages:
         stage.check(run)
     return _due(run, stages, only, redo)
@@ -151,6 +156,7 @@ def run_stages(run: Run, due: Sequence[Due]) -> dict[str, Any]:
         run.folder.mkdir(parents=True, exist_ok=True)
         write_text(run.folder / "config.yaml", dump_config(run.config))
     run.accelerator.wait_for_everyone()
+    run.session.tracker.start(to_plain(run.config), run.config.project)
     for one in due:
         folder = run.folder / one.stage.name
         if one.done:
@@ -160,6 +166,8 @@ def run_stages(run: Run, due: Sequence[Due]) -> dict[str, Any]:
             _begin(folder, one)
         run.accelerator.wait_for_everyone()
         run.session.interruption.raise_if_requested()
+        # A stage draws the same numbers whether those before it ran in this process or long ago.
+        set_seed(run.config.seed)
         began = time.monotonic()
         figures = one.stage.run(run)
         run.accelerator.wait_for_everyone()
@@ -167,7 +175,9 @@ def run_stages(run: Run, due: Sequence[Due]) -> dict[str, Any]:
             result = {"key": one.key, "seconds": time.monotonic() - began, **figures}
             write_json(folder / "result.json", result)
             run.say(f"{one.stage.name}: {result['seconds']:.0f} s")
-    return _summarise(run)
+    summary = _summarise(run)
+    run.session.tracker.finish(summary)
+    return summary
 
 
 def _begin(folder: Path, one: Due) -> None:

@@ -5,26 +5,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, parse_flag_from_env, set_seed
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.attention import show_attention
 from distill.checkpoint import Checkpoints
-from distill.config import Config, TaskOptions
+from distill.config import Config, TaskOptions, load_config
 from distill.data import Batches, Collator, Placement, TaskData, fingerprint, load_task_data, tokenize
+from distill.interruption import Interruption
 from distill.layer_map import LayerMap, build_layer_map
+from distill.settings import UserError
 from distill.students import student_config
 from distill.tasks import TASKS, TaskType
 from distill.teachers import Checkpoint, load_teacher, open_checkpoint, weights_hash
+from distill.tracking import Tracker, check_trackers
 from distill.training import Session, TrainingOptions
+from pipelines.launch import cpu_threads
 
 
 @dataclass
@@ -63,7 +69,14 @@ class Run:
     @cached_property
     def metric(self) -> str:
         """The figure that chooses checkpoints."""
-        return self.task_options.metric or self.task.primary
+        metric = self.task_options.metric or self.task.primary
+        known = self.task.deciding_figures(self.data.names)
+        if metric not in known:
+            raise UserError(
+                f"task.metric: {metric!r} cannot decide a {self.task.name} of {len(self.data.names)} labels; use "
+                f"{', '.join(known)}."
+            )
+        return metric
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -164,7 +177,53 @@ class Run:
             print(message, flush=True)
 
 
-def measured_precision(device: torch.device) -> str:
+def open_run(config: Config) -> Run:
+    """Settle threads, precision and seed, and join the other processes; writes nothing.
+
+    Raises:
+        UserError: an unknown tracker, or one that is not installed.
+    """
+    check_trackers(config.tracking)
+    torch.set_num_threads(config.runtime.cpu_threads or cpu_threads())
+    folder = Path(config.output)
+    config = replace(config, runtime=replace(config.runtime, precision=_precision(config, folder)))
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.runtime.precision == "bf16" else "no",
+        log_with=list(config.tracking) or None,
+        project_dir=str(folder),
+        cpu=_on_cpu(),
+    )
+    set_seed(config.seed)
+    return Run(config, folder, Session(accelerator, Tracker(accelerator, folder, config.tracking), Interruption()))
+
+
+def close_run(run: Run) -> None:
+    """Leave the other processes in order."""
+    if run.accelerator.num_processes > 1:
+        torch.distributed.destroy_process_group()
+
+
+def _on_cpu() -> bool:
+    """Told to the accelerator: without it, processes on a machine without one would not find each other."""
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+
+
+def _precision(config: Config, folder: Path) -> Literal["fp32", "bf16"]:
+    """What the config says; for auto what this run used before, what the launcher was told, or what is measured."""
+    if config.runtime.precision != "auto":
+        return config.runtime.precision
+    if (folder / "config.yaml").is_file():
+        before = load_config(folder / "config.yaml").runtime.precision
+        if before != "auto":
+            return before
+    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16":
+        return "bf16"
+    state = PartialState(cpu=_on_cpu())
+    measured = [measured_precision(state.device) if state.is_main_process else "fp32"]
+    return broadcast_object_list(measured)[0] if state.num_processes > 1 else measured[0]
+
+
+def measured_precision(device: torch.device) -> Literal["fp32", "bf16"]:
     """bf16 where a bf16 matrix product takes less than two thirds of a float32 one's time on this device, else fp32."""
 
     def seconds(dtype: torch.dtype) -> float:

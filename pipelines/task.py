@@ -17,10 +17,11 @@ from distill.checkpoint import write_folder, write_json, write_tensors
 from distill.config import Config, to_plain
 from distill.evaluation import evaluate_model
 from distill.initialization import adopt_head
-from distill.losses import Match
+from distill.losses import Match, check_heads
 from distill.objective import Objective
 from distill.settings import UserError
 from distill.students import Student, build_student, load_body
+from distill.teachers import check_length
 from distill.training import FitResult, Validation, distillation_loss, fit
 from pipelines import general
 from pipelines.augment import training_rows
@@ -44,6 +45,13 @@ class TaskStage(Stage):
             raise UserError("task.losses: every term of the intermediate phase is off; set task.intermediate=null.")
         if options.logits is not None and not options.losses.prediction():
             raise UserError("task.losses: neither logits nor labels is on; set task.logits=null.")
+        if options.intermediate is not None:
+            check_heads(
+                options.losses, "task.losses", run.config.student.heads, run.checkpoint.config.num_attention_heads
+            )
+        check_length(run.checkpoint, run.config.data.max_length, "data.max_length")
+        if run.config.teacher.training is None:
+            run.load_task_teacher()
 
     def depends_on(self, run: Run) -> Mapping[str, Any]:
         return {
