@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 
 from accelerate import Accelerator
 
+from distill.checkpoint import write_text
 from distill.settings import UserError
 
 PACKAGES = {
@@ -54,7 +55,8 @@ class Tracker:
 
     def start(self, config: Mapping[str, Any], project: str) -> None:
         """Open the trackers, once everything is checked; a run that goes on keeps its W&B id and its step."""
-        self.offset = self.total = _last_total(self.path)
+        if self.accelerator.is_main_process:
+            self.offset = self.total = _last_total(self.path)
         if self.names:
             self.accelerator.init_trackers(
                 project, config=_flat(config), init_kwargs=_init_options(self.names, self.folder)
@@ -115,10 +117,14 @@ def _has_wandb_login() -> bool:
 
 
 def _last_total(path: Path) -> int:
+    """The last step on the line of all stages; a row that was cut off by a kill is removed."""
     if not path.exists():
         return 0
-    rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
-    return max((json.loads(row).get("total_step", 0) for row in rows if row.endswith("}")), default=0)
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        write_text(path, whole)
+    return max((json.loads(row)["total_step"] for row in whole.splitlines()), default=0)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -140,7 +140,7 @@ def fit(
     optimizer = build_optimizer(student, options.learning_rate, options.weight_decay)
     model, optimizer = accelerator.prepare(student, optimizer)
     state = checkpoints.load() or {"step": 0, "tokens": 0, "best_step": None, "best": {}}
-    progress, meter = _Progress(accelerator, name, state["step"], last), _Meter(accelerator)
+    progress, meter = _Progress(accelerator, name, state["step"], last), _Meter(accelerator, state["tokens"])
 
     def validate(step: int) -> None:
         assert validation is not None
@@ -179,10 +179,12 @@ def fit(
             progress.note("loss", figures["loss"])
             _require_finite(figures["loss"], name, done)
         if validation is not None and (done % evaluate_every == 0 or done == last):
-            validate(done)
+            with meter.paused():
+                validate(done)
         signum = session.interruption.requested()
         if signum or (done % options.save_every_steps == 0 and done < last):
-            checkpoints.save(done, {key: value for key, value in state.items() if key != "step"})
+            with meter.paused():
+                checkpoints.save(done, {key: value for key, value in state.items() if key != "step"})
         if signum:
             progress.close()
             raise Interrupted(signum)
@@ -266,10 +268,17 @@ def _require_finite(loss: float, name: str, step: int) -> None:
 class _Meter:
     """Means since the last reading, kept on the device: reading them is the only wait for it."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, tokens: int) -> None:
         self.accelerator = accelerator
         self.sums: dict[str, Tensor] = {}
-        self.began, self.tokens, self.steps = time.monotonic(), 0, 0
+        self.began, self.tokens, self.steps = time.monotonic(), tokens, 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is no training does not count against its speed."""
+        paused = time.monotonic()
+        yield
+        self.began += time.monotonic() - paused
 
     def add(self, total: Tensor, parts: Mapping[str, Tensor]) -> None:
         for name, value in {"loss": total, **parts}.items():
@@ -281,8 +290,7 @@ class _Meter:
         figures = dict(zip(self.sums, means, strict=True))
         now = time.monotonic()
         figures |= {"gradient_norm": float(norm) if norm is not None else math.nan, "learning_rate": rate}
-        if self.tokens:
-            figures["tokens_per_second"] = (tokens - self.tokens) / (now - self.began)
+        figures["tokens_per_second"] = (tokens - self.tokens) / (now - self.began)
         self.sums, self.began, self.tokens, self.steps = {}, now, tokens, 0
         return figures
 

@@ -3,6 +3,8 @@ Which words are asked for is left to words.py, words of several pieces to vector
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -11,16 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from distill.augmentation.options import AugmentOptions
 from distill.augmentation.words import Passage
 from distill.settings import UserError
 
+logger = logging.getLogger(__name__)
+
 MaskedLM = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
-NEAR_TIE = 2.0**-12
-"""Two logits closer than this times the largest may change order with the shape of the batch."""
+NEAR_TIE = 2.0**-17
+"""Logits closer than this times the largest may change order with the shape of the batch: about ten times the change
+that was seen from one sequence to 64."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,14 @@ class _Forward:
 
 def find_masked_lm(checkpoint: str) -> MaskedLM | None:
     """The masked LM and tokenizer of a checkpoint, float32; None where it carries no (whole) masked-LM head."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its report on missing weights is our return value
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its report on missing weights is our return value
     try:
         model, found = AutoModelForMaskedLM.from_pretrained(checkpoint, output_loading_info=True, dtype=torch.float32)
     except ValueError:  # no such head for this family
         return None
     finally:
-        logging.set_verbosity(verbosity)
+        transformers_logging.set_verbosity(verbosity)
     if found["missing_keys"]:
         return None
     return model.eval(), AutoTokenizer.from_pretrained(checkpoint)
@@ -79,7 +84,8 @@ class MaskedCandidates:
 
     Batches hold sequences of one length, so no padding enters; the head runs on masked places alone. A word whose
     order among the best K + 1 could depend on rounding is decided by a plain forward of its sequence alone, so that
-    candidates depend neither on the batch nor on what else is in it.
+    candidates depend neither on the batch nor on what else is in it. bf16 is for the encoder alone, and only where its
+    states are the same to the bit in every batch.
     Source: TinyBERT (arXiv 1909.10351), algorithm 1; huawei-noah TinyBERT/data_augmentation.py.
     """
 
@@ -90,6 +96,8 @@ class MaskedCandidates:
                 "'fast' tokenizer). Name another checkpoint, or set augment.masked_lm and teacher to BERT-like ones."
             )
         self.model, self.tokenizer, self.options = model.eval(), tokenizer, options
+        if _wants_bf16(model, options):
+            self.model = _with_bf16_encoder(model)
         self.texts = _piece_texts(tokenizer)
         exact = options.mode == "exact"
         self.paired = exact if options.second_segment is None else options.second_segment
@@ -164,16 +172,18 @@ class MaskedCandidates:
         unsure = gaps < NEAR_TIE * logits.abs().amax(-1)
         best: list[list[int]] = top.indices[:, : self.options.candidates].tolist()
         for index in unsure.nonzero().flatten().tolist():
-            alone = self.model(**self._inputs([batch[rows[index]]])).logits[0, places[index]]
-            order = alone.float().sort(descending=True, stable=True).indices
+            alone = batch[rows[index]]
+            # All places: a matrix product of another shape could round otherwise.
+            logits = self._logits_at([alone], [0] * len(alone.ids), range(len(alone.ids)))
+            order = logits[places[index]].sort(descending=True, stable=True).indices
             best[index] = order[: self.options.candidates].tolist()
         return best
 
-    def _logits_at(self, batch: list[_Forward], rows: list[int], places: list[int]) -> Tensor:
+    def _logits_at(self, batch: list[_Forward], rows: Sequence[int], places: Sequence[int]) -> Tensor:
         """Logits (n, vocabulary) float32: the encoder's output is cut to the masked places before the head sees it."""
 
         def select(module: nn.Module, args: Any, output: Any) -> Any:
-            output.last_hidden_state = output.last_hidden_state[rows, places].unsqueeze(0)
+            output.last_hidden_state = output.last_hidden_state[rows, places].unsqueeze(0).float()
             return output
 
         handle = self.model.base_model.register_forward_hook(select)
@@ -181,7 +191,7 @@ class MaskedCandidates:
             logits = self.model(**self._inputs(batch)).logits
         finally:
             handle.remove()
-        return logits[0].float()
+        return logits[0]
 
     def _inputs(self, batch: list[_Forward]) -> dict[str, Tensor]:
         inputs = {"input_ids": torch.tensor([forward.ids for forward in batch], device=self.model.device)}
@@ -223,6 +233,37 @@ class _Frame:
         types = [0] * (len(ids) + len(self.between))
         ids += [*self.between, *text, *self.after]
         return ids, types + [self.second_type] * (len(ids) - len(types)), len(self.before)
+
+
+def _wants_bf16(model: PreTrainedModel, options: AugmentOptions) -> bool:
+    if options.precision != "auto":
+        return options.precision == "bf16"
+    if options.mode == "exact":
+        return False
+    if model.device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Capabilities, not a measurement: all processes must decide alike.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+@torch.inference_mode()
+def _with_bf16_encoder(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy whose encoder alone is bf16; `model` itself where the batch would change what it says."""
+    reduced = copy.deepcopy(model)
+    reduced.base_model.to(torch.bfloat16)
+    # A tied decoder went along with the embeddings.
+    reduced.get_output_embeddings().weight = model.get_output_embeddings().weight
+    generator = torch.Generator().manual_seed(0)
+    for length in (5, 12, 33):
+        shape = (64, length)
+        ids = torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
+        whole = reduced.base_model(input_ids=ids).last_hidden_state
+        for part in (1, 7):
+            if not torch.equal(reduced.base_model(input_ids=ids[:part]).last_hidden_state, whole[:part]):
+                logger.warning("bf16 states depend on the batch on this processor: candidates are found in float32")
+                return model
+    return reduced
 
 
 def _single_pieces(passage: Passage, offsets: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -36,5 +36,7 @@ class AugmentOptions:
     """Word pieces of a masked forward, special ones and second segment included; a longer text is cut in windows."""
     batch_tokens: PositiveInt = 8192
     """Word pieces of a batch of masked forwards; bounds the memory, not what comes out."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the masked LM's encoder; auto: fp32 in exact mode, in fast mode bf16 where the processor has it."""
     stop_words: list[str] | None = None
     """Words left alone, in lower case; null: the English ones of the published script."""

@@ -1,0 +1,316 @@
+"""Claims about a student cut out of its teacher: exact where it can be, the best of its rank where it cannot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
+
+from distill.activations import Needs, capture
+from distill.attention import show_attention
+from distill.initialization import adopt_head, initialize_from_teacher
+from distill.layer_map import LayerMapOptions, build_layer_map
+from distill.losses import Logits, Match, TaskLosses
+from distill.objective import Objective
+from distill.settings import UserError
+from distill.students import FAMILIES, Student, StudentOptions, build_student, student_config
+from distill.tasks import TASKS, TaskType
+
+CLASSES = TASKS["single_label_classification"]
+LENGTHS = (12, 3, 7, 12, 5, 9, 1, 8, 11, 12, 6, 10, 4, 12, 9, 7)
+EVERYTHING = Needs(hidden=frozenset(range(5)), logits=True)
+
+
+@pytest.fixture
+def sample(make_batch) -> list[dict[str, Tensor]]:
+    """What the student is cut on."""
+    return [make_batch(LENGTHS, seed) for seed in (1, 2)]
+
+
+@pytest.fixture
+def fresh(make_batch) -> dict[str, Tensor]:
+    """What it has not seen."""
+    return make_batch(LENGTHS, seed=3)
+
+
+def build(teacher: PreTrainedModel, task: TaskType = CLASSES, seed: int = 5, **changes: object) -> Student:
+    """As deep, wide and many-headed as the teacher where nothing else is said."""
+    shape = {"layers": 4, "width": 16, "heads": 2, "intermediate_size": 24, "dropout": 0}
+    options = StudentOptions(**{**shape, **changes})
+    return build_student(student_config(teacher.config, options), task, options, 16, seed).eval()
+
+
+def cut(teacher: PreTrainedModel, sample: list[dict[str, Tensor]], **changes: object) -> Student:
+    student = build(teacher, **changes)
+    layers = build_layer_map(LayerMapOptions(), student.model.config.num_hidden_layers, 4)
+    initialize_from_teacher(student, teacher, layers, sample)
+    return student
+
+
+@torch.no_grad()
+def assert_same(student: Student, teacher: PreTrainedModel, batch: dict[str, Tensor]) -> None:
+    """Hidden states of real tokens and logits, to float32's rounding over four layers."""
+    own, expected = student(batch, EVERYTHING), capture(teacher, batch, EVERYTHING)
+    valid = batch["attention_mask"].bool()
+    for m in range(5):
+        torch.testing.assert_close(own.hidden[m][valid], expected.hidden[m][valid], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(own.logits, expected.logits, rtol=1e-4, atol=1e-4)
+
+
+# Exact where nothing has to be left out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_student_of_the_teachers_shape_is_the_teacher(family: str, build_model, sample, fresh) -> None:
+    teacher = build_model(family)
+    assert_same(cut(teacher, sample), teacher, fresh)
+
+
+def test_ernies_task_embeddings_come_along(build_model, sample, fresh) -> None:
+    teacher = build_model("ernie", use_task_id=True)
+    assert_same(cut(teacher, sample), teacher, fresh)
+
+
+@pytest.mark.parametrize("projection", ["per_layer", "shared", "separate_embedding"])
+def test_projections_of_equal_width_start_as_the_identity(projection: str, teacher, sample, fresh) -> None:
+    student = cut(teacher, sample, projection=projection, projection_bias=True)
+    for linear in student.projections.values():
+        assert torch.equal(linear.weight, torch.eye(16))
+        assert not linear.bias.any()
+    assert_same(student, teacher, fresh)
+
+
+def test_a_wider_feed_forward_block_adds_nothing_yet(teacher, sample, fresh) -> None:
+    assert_same(cut(teacher, sample, intermediate_size=40), teacher, fresh)
+
+
+def test_feed_forward_neurons_that_do_nothing_are_the_ones_left_out(teacher, sample, fresh) -> None:
+    dead = [1, 2, 5, 8, 11, 12, 19, 23]
+    for layer in teacher.bert.encoder.layer:
+        layer.output.dense.weight[:, dead[:4]] = 0  # nobody hears them
+        layer.intermediate.dense.bias[dead[4:]] = -100  # they never speak
+    assert_same(cut(teacher, sample, intermediate_size=24 - len(dead)), teacher, fresh)
+
+
+def test_wider_heads_add_nothing_yet_and_can_still_learn(teacher, sample, fresh) -> None:
+    """One head of width 16 for two of width 8: where the second does nothing, the first is kept exactly."""
+    for layer in teacher.bert.encoder.layer:
+        layer.attention.output.dense.weight[:, 8:] = 0
+    student = cut(teacher, sample, heads=1)
+    assert_same(student, teacher, fresh)
+
+    student(fresh, Needs(logits=True)).logits.square().sum().backward()
+    attention = student.model.bert.encoder.layer[3].attention
+    for weight in (attention.self.query.weight.grad[8:], attention.output.dense.weight.grad[:, 8:]):
+        assert (weight != 0).any(dim=-1).all(), "a spare neuron is stuck at zero"
+
+
+def test_several_heads_of_one_teacher_head_give_its_output_once(teacher, sample, fresh) -> None:
+    """Four heads of width 4 for two of width 8, whose scores have rank 4: together they give both outputs in full."""
+    for layer in teacher.bert.encoder.layer:
+        for linear in (layer.attention.self.query, layer.attention.self.key):
+            linear.weight.view(2, 8, 16)[:, 4:] = 0
+            linear.bias.view(2, 8)[:, 4:] = 0
+    assert_same(cut(teacher, sample, heads=4), teacher, fresh)
+
+
+def test_a_shallower_student_takes_the_mapped_layers(teacher, sample) -> None:
+    """Explicit pairs choose the layers; an unmapped student layer takes the one in proportion."""
+    student = build(teacher, layers=2)
+    layers = build_layer_map(LayerMapOptions(pairs=[(1, 3)]), 2, 4)
+    initialize_from_teacher(student, teacher, layers, sample)
+    for own, g in zip(student.model.bert.encoder.layer, (3, 4), strict=True):
+        source = teacher.bert.encoder.layer[g - 1]
+        torch.testing.assert_close(own.intermediate.dense.weight, source.intermediate.dense.weight)
+        torch.testing.assert_close(own.attention.output.LayerNorm.weight, source.attention.output.LayerNorm.weight)
+
+
+# The best of its rank
+
+
+@torch.no_grad()
+def hidden_rows(teacher: PreTrainedModel, sample: list[dict[str, Tensor]], m: int) -> Tensor:
+    """Every real token's hidden state, (N, D) float64, from the model run in float64."""
+    double = type(teacher)(teacher.config).double().eval()
+    double.load_state_dict(teacher.state_dict())
+    acts = [capture(double, batch, Needs(hidden=frozenset({m}))) for batch in sample]
+    return torch.cat([a.hidden[m][b["attention_mask"].bool()] for a, b in zip(acts, sample, strict=True)])
+
+
+def test_the_subspace_holds_the_principal_directions_of_all_layers(teacher, sample) -> None:
+    """Right singular vectors of the rows of all layers, each layer scaled to the same energy."""
+    student = cut(teacher, sample, width=6)
+    basis = student.projections["layer_0"].weight.double()
+    layers = [hidden_rows(teacher, sample, m) for m in range(5)]
+    stacked = torch.cat([rows / rows.norm() for rows in layers])
+    principal = torch.linalg.svd(stacked, full_matrices=False).Vh[:6]
+    torch.testing.assert_close(basis.T @ basis, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-5)
+    torch.testing.assert_close(basis @ basis.T, principal.T @ principal, rtol=0, atol=1e-5)
+
+
+def augmented(linear: nn.Linear, rows: slice, basis: Tensor | None = None) -> Tensor:
+    """(h, 1) -> the rows' output, as one matrix (rows, D + 1) float64."""
+    weight = linear.weight[rows].double() if basis is None else linear.weight[rows].double() @ basis
+    return torch.cat((weight, linear.bias[rows].double()[:, None]), dim=1)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(6, 2), (8, 2), (12, 2), (16, 8)])
+@pytest.mark.parametrize("m", [1, 2])
+def test_scores_are_the_best_of_their_rank_over_the_tokens_seen(
+    teacher, sample, width: int, heads: int, m: int
+) -> None:
+    """The mean squared error of scores over all pairs of tokens seen is the optimum's: the sum of the squared
+    singular values left out of L' M L, where C = L L' (Cholesky) is the tokens' second moment (Eckart-Young)."""
+    student = cut(teacher, sample, layers=2, width=width, heads=heads, projection="per_layer")
+    basis = student.projections["layer_0"].weight.double()
+    own, source = student.model.bert.encoder.layer[m - 1].attention.self, teacher.bert.encoder.layer[2 * m - 1]
+    rows = hidden_rows(teacher, sample, 2 * m - 1) @ basis
+    seen = torch.cat((rows, torch.ones(len(rows), 1, dtype=torch.float64)), dim=1)
+    cholesky = torch.linalg.cholesky(seen.T @ seen / len(seen))
+    rank = width // heads
+    for j in range(heads):
+        mine, theirs = slice(j * rank, (j + 1) * rank), slice(8 * (j * 2 // heads), 8 * (j * 2 // heads) + 8)
+        product = augmented(own.query, mine).T @ augmented(own.key, mine) / rank**0.5
+        exact = augmented(source.attention.self.query, theirs, basis).T
+        exact = exact @ augmented(source.attention.self.key, theirs, basis) / 8**0.5
+        error = (seen @ (product - exact) @ seen.T).square().mean()
+        left_out = torch.linalg.svdvals(cholesky.T @ exact @ cholesky)[rank:]
+        assert left_out[0] > 1e-3, "nothing had to be left out: the test proves nothing"
+        assert error.item() == pytest.approx(left_out.square().sum().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(6, 2), (12, 2), (8, 4)])
+def test_attention_outputs_are_the_best_of_their_rank_over_the_tokens_seen(
+    teacher, sample, width: int, heads: int
+) -> None:
+    """As for scores; the student heads of one teacher head share the rank."""
+    student = cut(teacher, sample, layers=2, width=width, heads=heads, projection="per_layer")
+    basis = student.projections["layer_0"].weight.double()
+    own, source = student.model.bert.encoder.layer[0].attention, teacher.bert.encoder.layer[1].attention
+    rows = hidden_rows(teacher, sample, 1) @ basis
+    seen = torch.cat((rows, torch.ones(len(rows), 1, dtype=torch.float64)), dim=1)
+    cholesky = torch.linalg.cholesky(seen.T @ seen / len(seen))
+    rank = width // 2
+    for i in (0, 1):
+        mine, theirs = slice(i * rank, (i + 1) * rank), slice(8 * i, 8 * i + 8)
+        product = own.output.dense.weight[:, mine].double() @ augmented(own.self.value, mine)
+        exact = basis.T @ source.output.dense.weight[:, theirs].double()
+        exact = exact @ augmented(source.self.value, theirs, basis)
+        error = (seen @ (product - exact).T).square().sum(1).mean()
+        left_out = torch.linalg.svdvals(exact @ cholesky)[rank:].square().sum()
+        assert error.item() == pytest.approx(left_out.item(), rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_cut_student_starts_far_nearer_to_the_teacher_than_a_random_one(
+    family: str, build_model, sample, fresh
+) -> None:
+    changes = {"embedding_size": 12} if family == "electra" else {}  # narrower than the hidden states, as in small ones
+    teacher = build_model(family, **changes)
+    show_attention(teacher)
+    layers = build_layer_map(LayerMapOptions(), 2, 4)
+    objective = Objective(TaskLosses().intermediate(), Match(layers, Logits.CLASSES))
+    losses = [
+        objective(student(fresh, objective.student_needs), capture(teacher, fresh, objective.teacher_needs), fresh)
+        for student in (
+            cut(teacher, sample, layers=2, width=12, intermediate_size=16),
+            build(teacher, layers=2, width=12, intermediate_size=16),
+        )
+    ]
+    for name in ("embedding", "hidden"):
+        assert losses[0].parts[name] < 0.2 * losses[1].parts[name], name
+    assert losses[0].total < 0.4 * losses[1].total
+
+
+@torch.no_grad()
+def test_a_student_wider_than_its_teacher_can_be_cut_too(teacher, sample, fresh) -> None:
+    student = cut(teacher, sample, width=24)
+    own, expected = student(fresh, EVERYTHING), capture(teacher, fresh, EVERYTHING)
+    valid = fresh["attention_mask"].bool()
+    error = (own.hidden[4] - expected.hidden[4])[valid].square().mean()
+    assert error < 0.05 * expected.hidden[4][valid].square().mean()
+
+
+def test_a_teacher_of_another_build_is_refused(build_model, teacher, sample) -> None:
+    student = build(teacher)
+    layers = build_layer_map(LayerMapOptions(), 4, 4)
+    with pytest.raises(UserError, match=r"'distilbert'; set student\.initialization=random"):
+        initialize_from_teacher(student, build_model("distilbert"), layers, sample)
+
+
+def test_the_teacher_is_not_changed(teacher, sample) -> None:
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    cut(teacher, sample, layers=2, width=12)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    assert not teacher.training
+
+
+# Heads
+
+HEADS = {
+    "single_label_classification": AutoModelForSequenceClassification,
+    "token_classification": AutoModelForTokenClassification,
+    "question_answering": AutoModelForQuestionAnswering,
+}
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
+@pytest.mark.parametrize("task", HEADS)
+def test_an_adopted_head_of_equal_width_is_the_teachers(family: str, task: str, build_model) -> None:
+    labels = TASKS[task].num_labels("abc")
+    teacher = build_model(family, HEADS[task], num_labels=labels)
+    student = build(teacher, TASKS[task], layers=2)
+    adopt_head(student, teacher)
+    own, expected = student.model.state_dict(), teacher.state_dict()
+    head = [name for name in expected if name.startswith(("classifier", "qa_outputs")) or "pooler" in name]
+    assert head
+    for name in head:
+        torch.testing.assert_close(own[name], expected[name], msg=name)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+@torch.no_grad()
+def test_an_adopted_head_reads_projected_states_and_keeps_the_neurons_that_count(
+    family: str, build_model, fresh
+) -> None:
+    """It is the teacher's head on W h + c, with the neurons of the smallest outgoing weights silenced."""
+    teacher = build_model(family)
+    student = build(teacher, layers=2, width=12, projection_bias=True)
+    for linear in student.projections.values():
+        linear.bias.normal_()
+    adopt_head(student, teacher)
+
+    acts = student(fresh, Needs(hidden=frozenset({2}), logits=True))
+    if family == "bert":
+        inner, outer = teacher.bert.pooler.dense, teacher.classifier
+    else:
+        inner, outer = teacher.classifier.dense, teacher.classifier.out_proj
+    silenced = outer.weight.norm(dim=0).argsort()[:4]
+    neurons = torch.tanh(inner(acts.hidden[2][:, 0]))
+    neurons[:, silenced] = 0
+    torch.testing.assert_close(acts.logits, outer(neurons), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_adopted_tagger_reads_projected_states(build_model, fresh) -> None:
+    teacher = build_model(auto_class=AutoModelForTokenClassification)
+    student = build(teacher, TASKS["token_classification"], layers=2, width=12, projection_bias=True)
+    student.projections["layer_2"].bias.normal_()
+    adopt_head(student, teacher)
+    acts = student(fresh, Needs(hidden=frozenset({2}), logits=True))
+    torch.testing.assert_close(acts.logits, teacher.classifier(acts.hidden[2]), rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_alone_has_no_head_to_adopt(teacher) -> None:
+    options = StudentOptions(layers=2, width=12, heads=2, intermediate_size=20)
+    student = build_student(student_config(teacher.config, options), None, options, 16, 0)
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    adopt_head(student, teacher)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
