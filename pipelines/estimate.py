@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from transformers import AutoModel, PreTrainedConfig
@@ -17,18 +18,31 @@ PROBE_ROWS, PROBE_LENGTH = 8, 64
 
 
 def training_work(
-    run: Run, name: str, options: TrainingOptions, rows: int, *, length: int | None = None, trains_teacher: bool = False
+    run: Run,
+    name: str,
+    options: TrainingOptions,
+    rows: int,
+    *,
+    length: int | None = None,
+    trains: Literal["student", "teacher"] = "student",
+    distils: bool = True,
 ) -> Work:
-    """The plan of one call of fit. The time is that of the matrix work; it grows with the tokens."""
+    """The plan of one call of fit. The time is that of the matrix work; it grows with the tokens.
+
+    Args:
+        rows: of an epoch; 0 for a stream.
+        length: tokens of a row; the training split's mean where not given.
+        distils: whether the teacher runs beside.
+    """
     steps = total_steps(options, -(-rows // options.batch_size) if rows else None)
     if length is None:
         lengths = run.features["train"]["length"][:]
         length = round(sum(lengths) / len(lengths))
     tokens = steps * options.batch_size * length
     teacher, student = run.checkpoint.config, run.student_config()
-    trained = teacher if trains_teacher else student
+    trained = teacher if trains == "teacher" else student
     seconds_per_token = _seconds_per_token(run, trained, backward=True)
-    if not trains_teacher:
+    if distils:
         seconds_per_token += _seconds_per_token(run, teacher, backward=False)
     # AdamW keeps two values a parameter beside the weight; the best weights are a fourth copy.
     megabytes = 4 * 4 * _parameters(trained) / 1e6

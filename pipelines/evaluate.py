@@ -42,7 +42,7 @@ class EvaluateStage(Stage):
         work = [Work(self.name, f"{len(run.data.splits['test']):,} test rows")]
         if run.config.evaluate.undistilled:
             rows = len(run.features["train"])
-            work.append(training_work(run, "evaluate.undistilled", self._training(run), rows))
+            work.append(training_work(run, "evaluate.undistilled", self._training(run), rows, distils=False))
         return work
 
     def run(self, run: Run) -> dict[str, Any]:

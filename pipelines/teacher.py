@@ -40,7 +40,7 @@ class TeacherStage(Stage):
     def plan(self, run: Run) -> list[Work]:
         options = run.config.teacher.training
         assert options is not None
-        return [training_work(run, "teacher", options, len(run.features["train"]), trains_teacher=True)]
+        return [training_work(run, "teacher", options, len(run.features["train"]), trains="teacher", distils=False)]
 
     def run(self, run: Run) -> dict[str, Any]:
         options = run.config.teacher.training
