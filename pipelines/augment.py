@@ -26,8 +26,10 @@ from distill.augmentation import (
     shard_paths,
     write_shards,
 )
+from distill.augmentation.replacement import Candidates
 from distill.config import Config, to_plain
 from distill.settings import UserError
+from distill.teachers import resolve
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
 
@@ -42,8 +44,7 @@ class AugmentStage(Stage):
         return config.augment is not None and config.task is not None
 
     def check(self, run: Run) -> None:
-        if _options(run).masked_lm is not None:
-            load_masked_lm(str(_options(run).masked_lm))
+        Candidates(_options(run), masked_lm(run), None)
 
     def depends_on(self, run: Run) -> Mapping[str, Any]:
         return {
@@ -72,6 +73,8 @@ class AugmentStage(Stage):
             excluded=held_out,
             cache=run.folder / self.name / "neighbours",
         )
+        if augmenter.candidates.masked is None:
+            run.say(f"augment: {run.config.teacher.model} has no masked-LM head: candidates come from vectors alone")
         bar = tqdm(total=len(rows), desc=self.name, unit="row", dynamic_ncols=True, disable=not run.is_main)
         files = write_shards(
             augmented_folder(run),
@@ -90,9 +93,8 @@ class AugmentStage(Stage):
 def masked_lm(run: Run) -> MaskedLM | None:
     """The checkpoint named in augment.masked_lm, else the given teacher's own head, else none: vectors alone."""
     named = _options(run).masked_lm
-    found = load_masked_lm(named) if named is not None else find_masked_lm(run.checkpoint.source)
+    found = load_masked_lm(resolve(named)) if named is not None else find_masked_lm(run.checkpoint.source)
     if found is None:
-        run.say(f"augment: {run.config.teacher.model} has no masked-LM head: candidates come from vectors alone")
         return None
     model, tokenizer = found
     return model.to(run.device), tokenizer

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from distill.checkpoint import write_folder, write_tensors
 from distill.config import Config, GeneralOptions, to_plain
 from distill.corpus import StreamBatches, load_corpus, pack
-from distill.data import Collator, fingerprint
+from distill.data import Collator, Placement, fingerprint
 from distill.initialization import initialize_from_teacher
 from distill.losses import Logits, Match, check_heads
 from distill.objective import Objective
@@ -67,26 +69,12 @@ class GeneralStage(Stage):
 
     def run(self, run: Run) -> dict[str, Any]:
         options = _options(run)
-        collator = Collator(run.tokenizer, None)
-        batches: StepSource
-        if options.streaming:
-            stream = pack(load_corpus(options.corpus, streaming=True), run.tokenizer, options.max_length)
-            training = options.training
-            batches = StreamBatches(
-                stream,
-                collator,
-                batch_size=training.batch_size,
-                accumulation=training.gradient_accumulation_steps,
-                placement=run.placement,
-            )
-        else:
-            sequences = self._sequences(run, self._documents(run))
-            batches = run.batches(sequences, options.training, collator)
+        batches = self._batches(run, run.placement)
         teacher = load_encoder(run.checkpoint).to(run.device)
         student = build_student(
             run.student_config(), None, run.config.student, teacher.config.hidden_size, run.config.seed
         )
-        initialize(run, student, teacher, batches)
+        initialize(run, student, teacher, self._batches(run, Placement()))
         objective = Objective(options.losses.intermediate(), Match(run.layer_map, Logits.CLASSES))
         checkpoints = run.checkpoints("general")
         result = fit(
@@ -103,6 +91,19 @@ class GeneralStage(Stage):
             save_encoder(student, run, student_folder(run))
         checkpoints.clear()
         return {"steps": result.steps, "tokens": result.tokens}
+
+    def _batches(self, run: Run, placement: Placement) -> StepSource:
+        options, collator = _options(run), Collator(run.tokenizer, None)
+        if not options.streaming:
+            return run.batches(self._sequences(run, self._documents(run)), options.training, collator, placement)
+        rows = load_corpus(options.corpus, run.config.seed, streaming=True)
+        return StreamBatches(
+            pack(rows, run.tokenizer, options.max_length),
+            collator,
+            batch_size=options.training.batch_size,
+            accumulation=options.training.gradient_accumulation_steps,
+            placement=placement,
+        )
 
     def _documents(self, run: Run) -> Dataset:
         with run.accelerator.main_process_first():
@@ -132,31 +133,27 @@ def save_encoder(student: Student, run: Run, folder: Path) -> None:
     write_folder(folder, save)
 
 
-def initialize(run: Run, student: Student, teacher: Any, batches: StepSource) -> None:
-    """Give a fresh student the weights that student.initialization asks for."""
+def initialize(run: Run, student: Student, teacher: PreTrainedModel, source: StepSource) -> None:
+    """Give a fresh student the weights that student.initialization asks for; see sample_batches for `source`."""
     how = run.config.student.initialization
     if how == "random":
         return
     if how != "teacher":
         load_body(student, how)
         return
-    sample: list[dict[str, Any]] = []
-    for micro_batches in batches.steps(0, batches.steps_per_epoch or 64):
+    student.to(run.device)
+    initialize_from_teacher(student, teacher, run.layer_map, sample_batches(run, source))
+
+
+def sample_batches(run: Run, source: StepSource) -> list[dict[str, Tensor]]:
+    """The first SAMPLE_SEQUENCES sequences, on the device; `source` must be placed as one process alone, so that every
+    process cuts the same student."""
+    sample: list[dict[str, Tensor]] = []
+    for micro_batches in source.steps(0, source.steps_per_epoch or SAMPLE_SEQUENCES):
         sample += [{name: tensor.to(run.device) for name, tensor in batch.items()} for batch in micro_batches]
         if sum(len(batch["input_ids"]) for batch in sample) >= SAMPLE_SEQUENCES:
             break
-    student.to(run.device)
-    initialize_from_teacher(student, teacher, run.layer_map, sample)
-    for tensor in student.state_dict().values():
-        _broadcast(tensor)
-
-
-def _broadcast(tensor: Any) -> None:
-    """Each process saw its own sample: all take the first one's weights."""
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        dist.broadcast(tensor, src=0)
+    return sample
 
 
 def _options(run: Run) -> GeneralOptions:

@@ -69,6 +69,8 @@ def prepare(run: Run, only: Collection[str] = (), redo: Collection[str] = ()) ->
     )
     if config.student.initialization not in ("random", "teacher"):
         load_body(student, config.student.initialization)
+    if config.task is not None and config.teacher.training is None:
+        run.load_task_teacher()
     for stage in stages:
         stage.check(run)
     return _due(run, stages, only, redo)

@@ -119,15 +119,21 @@ class Run:
         with self.accelerator.main_process_first():
             return tokenize(rows, self.task, self.tokenizer, self.config.data.max_length, f"tokenise {name}")
 
-    def batches(self, features: Dataset, options: TrainingOptions, collator: Collator | None = None) -> Batches:
-        """Training steps over encoded rows."""
+    def batches(
+        self,
+        features: Dataset,
+        options: TrainingOptions,
+        collator: Collator | None = None,
+        placement: Placement | None = None,
+    ) -> Batches:
+        """Training steps over encoded rows, this process's share of them where no other placement is given."""
         return Batches(
             features,
             collator or self.collator,
             batch_size=options.batch_size,
             accumulation=options.gradient_accumulation_steps,
             seed=self.config.seed,
-            placement=self.placement,
+            placement=placement or self.placement,
             pin_memory=self.device.type == "cuda",
         )
 

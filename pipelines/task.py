@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from distill.checkpoint import write_folder, write_json, write_tensors
 from distill.config import Config, to_plain
+from distill.data import Placement
 from distill.evaluation import evaluate_model
 from distill.initialization import adopt_head
 from distill.losses import Match, check_heads
@@ -111,7 +112,7 @@ class TaskStage(Stage):
         else:
             options = run.task_options.intermediate or run.task_options.logits
             assert options is not None
-            general.initialize(run, student, teacher, run.batches(train, options))
+            general.initialize(run, student, teacher, run.batches(train, options, placement=Placement()))
         return student
 
     def _intermediate(self, run: Run, student: Student, teacher: PreTrainedModel, train: Dataset) -> FitResult:

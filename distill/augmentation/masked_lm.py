@@ -16,6 +16,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from distill.augmentation.options import AugmentOptions
+from distill.augmentation.precision import has_bf16
 from distill.augmentation.words import Passage
 from distill.settings import UserError
 
@@ -96,7 +97,8 @@ class MaskedCandidates:
                 "'fast' tokenizer). Name another checkpoint, or set augment.masked_lm and teacher to BERT-like ones."
             )
         self.model, self.tokenizer, self.options = model.eval(), tokenizer, options
-        if _wants_bf16(model, options):
+        wants_bf16 = options.mode == "fast" and has_bf16(model.device)
+        if options.precision == "bf16" or (options.precision == "auto" and wants_bf16):
             self.model = _with_bf16_encoder(model)
         self.texts = _piece_texts(tokenizer)
         exact = options.mode == "exact"
@@ -106,6 +108,11 @@ class MaskedCandidates:
         self.window_pieces = (longest - self.frame.special_pieces) // (2 if self.paired else 1)
         if self.window_pieces < 1:
             raise UserError(f"augment.max_length: {longest} leaves no room for text. Set it to 64 or more.")
+
+    def normalize(self, word: str) -> str:
+        """The word as the tokenizer reads it: in lower case and without accents, for instance."""
+        normalizer = self.tokenizer.backend_tokenizer.normalizer
+        return normalizer.normalize_str(word) if normalizer is not None else word
 
     def find(self, passages: Sequence[Passage]) -> list[list[list[str] | None]]:
         """Candidates of every word of every passage; None for words of several pieces."""
@@ -233,18 +240,6 @@ class _Frame:
         types = [0] * (len(ids) + len(self.between))
         ids += [*self.between, *text, *self.after]
         return ids, types + [self.second_type] * (len(ids) - len(types)), len(self.before)
-
-
-def _wants_bf16(model: PreTrainedModel, options: AugmentOptions) -> bool:
-    if options.precision != "auto":
-        return options.precision == "bf16"
-    if options.mode == "exact":
-        return False
-    if model.device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Capabilities, not a measurement: all processes must decide alike.
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 @torch.inference_mode()

@@ -198,23 +198,38 @@ class Candidates:
 
     def lists(self, passages: Sequence[Passage]) -> list[list[list[str]]]:
         """The candidates of every word of every passage, in order of preference, as the published script has them."""
-        found: list[list[list[str] | None]] = [[None] * len(passage.words) for passage in passages]
         if self.masked is not None:
             found = self.masked.find(passages)
+        else:
+            found = [[None] * len(passage.words) for passage in passages]
         others = {
             passage.text[word.start : word.end]
-            for passage, lists in zip(passages, found, strict=True)
-            for word, candidates in zip(passage.words, lists, strict=True)
-            if candidates is None
+            for passage, candidates in zip(passages, found, strict=True)
+            for word, proposed in zip(passage.words, candidates, strict=True)
+            if proposed is None
         }
-        near = self.neighbours.find(others) if self.neighbours is not None else {}
+        near = self._near(sorted(others))
         return [
             [
-                near.get(passage.text[word.start : word.end], []) if candidates is None else candidates
-                for word, candidates in zip(passage.words, lists, strict=True)
+                near[passage.text[word.start : word.end]] if proposed is None else proposed
+                for word, proposed in zip(passage.words, candidates, strict=True)
             ]
-            for passage, lists in zip(passages, found, strict=True)
+            for passage, candidates in zip(passages, found, strict=True)
         ]
+
+    def _near(self, words: Sequence[str]) -> dict[str, list[str]]:
+        """The nearest words of each; looked up as the tokenizer reads the word (uncased ones drop accents, and so does
+        the published script), then as it is written, then in lower case."""
+        if self.neighbours is None:
+            return {word: [] for word in words}
+        vocabulary = self.neighbours.positions
+        read = self.masked.normalize if self.masked is not None else str
+        forms = {
+            word: next((form for form in (read(word), word, word.lower()) if form in vocabulary), word)
+            for word in words
+        }
+        near = self.neighbours.find(forms.values())
+        return {word: near[form] for word, form in forms.items()}
 
     def find(self, passages: Collection[Passage]) -> dict[Passage, Choices]:
         """What each word of each passage may become, in its own casing."""

