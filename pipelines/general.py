@@ -96,7 +96,7 @@ class GeneralStage(Stage):
         options, collator = _options(run), Collator(run.tokenizer, None)
         if not options.streaming:
             return run.batches(self._sequences(run, self._documents(run)), options.training, collator, placement)
-        rows = load_corpus(options.corpus, run.config.seed, streaming=True)
+        rows = load_corpus(options.corpus, streaming=True)
         return StreamBatches(
             pack(rows, run.tokenizer, options.max_length),
             collator,

@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 MaskedLM = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
-NEAR_TIE = 2.0**-17
-"""Logits closer than this times the largest may change order with the shape of the batch: about ten times the change
-that was seen from one sequence to 64."""
+NEAR_TIE = 2.0**-18
+"""float32 logits closer than this times the largest may change order with the batch: seven times the change that was
+seen from one sequence to 64."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class MaskedCandidates:
     sequence. A text that does not fit is cut into windows; the published script cuts its second segment, then drops
     the words beyond.
 
-    Batches hold sequences of one length, so no padding enters; the head runs on masked places alone. A word whose
-    order among the best K + 1 could depend on rounding is decided by a plain forward of its sequence alone, so that
-    candidates depend neither on the batch nor on what else is in it. bf16 is for the encoder alone, and only where its
-    states are the same to the bit in every batch.
+    Batches hold sequences of one length, so no padding enters; the head, and the last layer after its attention, run on
+    masked places alone. In float32 a word whose order among the best K + 1 could depend on rounding is decided by a
+    plain forward of its sequence alone; bf16 is chosen only where it says the same to the bit in every batch. So
+    candidates depend neither on the batch nor on what else is in it.
     Source: TinyBERT (arXiv 1909.10351), algorithm 1; huawei-noah TinyBERT/data_augmentation.py.
     """
 
@@ -97,9 +97,6 @@ class MaskedCandidates:
                 "'fast' tokenizer). Name another checkpoint, or set augment.masked_lm and teacher to BERT-like ones."
             )
         self.model, self.tokenizer, self.options = model.eval(), tokenizer, options
-        wants_bf16 = options.mode == "fast" and has_bf16(model.device)
-        if options.precision == "bf16" or (options.precision == "auto" and wants_bf16):
-            self.model = _with_bf16_encoder(model)
         self.texts = _piece_texts(tokenizer)
         exact = options.mode == "exact"
         self.paired = exact if options.second_segment is None else options.second_segment
@@ -108,6 +105,9 @@ class MaskedCandidates:
         self.window_pieces = (longest - self.frame.special_pieces) // (2 if self.paired else 1)
         if self.window_pieces < 1:
             raise UserError(f"augment.max_length: {longest} leaves no room for text. Set it to 64 or more.")
+        wants_bf16 = options.mode == "fast" and has_bf16(model.device)
+        if options.precision == "bf16" or (options.precision == "auto" and wants_bf16):
+            self._reduce_precision()
 
     def normalize(self, word: str) -> str:
         """The word as the tokenizer reads it: in lower case and without accents, for instance."""
@@ -175,30 +175,58 @@ class MaskedCandidates:
         places = [place for forward in batch for place in forward.places]
         logits = self._logits_at(batch, rows, places)
         top = logits.topk(min(self.options.candidates + 1, logits.shape[-1]), dim=-1)
-        gaps = (top.values[:, :-1] - top.values[:, 1:]).amin(-1)
-        unsure = gaps < NEAR_TIE * logits.abs().amax(-1)
         best: list[list[int]] = top.indices[:, : self.options.candidates].tolist()
-        for index in unsure.nonzero().flatten().tolist():
-            alone = batch[rows[index]]
-            # All places: a matrix product of another shape could round otherwise.
-            logits = self._logits_at([alone], [0] * len(alone.ids), range(len(alone.ids)))
-            order = logits[places[index]].sort(descending=True, stable=True).indices
-            best[index] = order[: self.options.candidates].tolist()
+        if self.model.dtype == torch.float32:
+            gaps = (top.values[:, :-1] - top.values[:, 1:]).amin(-1)
+            unsure = gaps < NEAR_TIE * logits.abs().amax(-1)
+            for index in unsure.nonzero().flatten().tolist():
+                alone = self.model(**self._inputs([batch[rows[index]]])).logits[0, places[index]]
+                order = alone.sort(descending=True, stable=True).indices
+                best[index] = order[: self.options.candidates].tolist()
         return best
 
-    def _logits_at(self, batch: list[_Forward], rows: Sequence[int], places: Sequence[int]) -> Tensor:
-        """Logits (n, vocabulary) float32: the encoder's output is cut to the masked places before the head sees it."""
+    def _logits_at(self, batch: list[_Forward], rows: list[int], places: list[int]) -> Tensor:
+        """Logits (n, vocabulary) float32 at the masked places: all other hidden states are dropped on the way."""
 
-        def select(module: nn.Module, args: Any, output: Any) -> Any:
-            output.last_hidden_state = output.last_hidden_state[rows, places].unsqueeze(0).float()
+        def select(hidden: Tensor) -> Tensor:
+            return hidden[rows, places].unsqueeze(0)
+
+        def select_inputs(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(map(select, args))
+
+        def select_output(module: nn.Module, args: Any, output: Any) -> Any:
+            output.last_hidden_state = select(output.last_hidden_state)
             return output
 
-        handle = self.model.base_model.register_forward_hook(select)
+        # What follows attention in the last layer works position by position.
+        layers = getattr(getattr(self.model.base_model, "encoder", None), "layer", None)
+        after_attention = getattr(getattr(layers[-1], "attention", None), "output", None) if layers else None
+        if after_attention is not None:
+            handle = after_attention.register_forward_pre_hook(select_inputs)
+        else:
+            handle = self.model.base_model.register_forward_hook(select_output)
         try:
             logits = self.model(**self._inputs(batch)).logits
         finally:
             handle.remove()
-        return logits[0]
+        return logits[0].float()
+
+    @torch.inference_mode()
+    def _reduce_precision(self) -> None:
+        """To bf16; on the automatic choice only if a sequence alone gets the logits that it gets in a batch."""
+        whole, self.model = self.model, copy.deepcopy(self.model).to(torch.bfloat16)
+        if self.options.precision == "bf16":
+            return
+        generator = torch.Generator().manual_seed(0)
+        for length in (5, 12, 33):
+            ids = torch.randint(self.model.config.vocab_size, (64, length), generator=generator)
+            batch = [_Forward(sequence, [0] * length) for sequence in ids.tolist()]
+            together = self._logits_at(batch, list(range(64)), [1] * 64)
+            for part in (1, 7):
+                if not torch.equal(self._logits_at(batch[:part], list(range(part)), [1] * part), together[:part]):
+                    logger.warning("bf16 logits depend on the batch on this processor: candidates are found in float32")
+                    self.model = whole
+                    return
 
     def _inputs(self, batch: list[_Forward]) -> dict[str, Tensor]:
         inputs = {"input_ids": torch.tensor([forward.ids for forward in batch], device=self.model.device)}
@@ -240,25 +268,6 @@ class _Frame:
         types = [0] * (len(ids) + len(self.between))
         ids += [*self.between, *text, *self.after]
         return ids, types + [self.second_type] * (len(ids) - len(types)), len(self.before)
-
-
-@torch.inference_mode()
-def _with_bf16_encoder(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy whose encoder alone is bf16; `model` itself where the batch would change what it says."""
-    reduced = copy.deepcopy(model)
-    reduced.base_model.to(torch.bfloat16)
-    # A tied decoder went along with the embeddings.
-    reduced.get_output_embeddings().weight = model.get_output_embeddings().weight
-    generator = torch.Generator().manual_seed(0)
-    for length in (5, 12, 33):
-        shape = (64, length)
-        ids = torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
-        whole = reduced.base_model(input_ids=ids).last_hidden_state
-        for part in (1, 7):
-            if not torch.equal(reduced.base_model(input_ids=ids[:part]).last_hidden_state, whole[:part]):
-                logger.warning("bf16 states depend on the batch on this processor: candidates are found in float32")
-                return model
-    return reduced
 
 
 def _single_pieces(passage: Passage, offsets: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -37,6 +37,7 @@ class AugmentOptions:
     batch_tokens: PositiveInt = 8192
     """Word pieces of a batch of masked forwards; bounds the memory, not what comes out."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the masked LM's encoder; auto: fp32 in exact mode, in fast mode bf16 where the processor has it."""
+    """Of the masked LM. auto: fp32 in exact mode; in fast mode bf16 where the processor has it and rounds alike in
+    every batch. bf16: in any case, though candidates may then depend on batch_tokens."""
     stop_words: list[str] | None = None
     """Words left alone, in lower case; null: the English ones of the published script."""
