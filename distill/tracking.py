@@ -44,27 +44,30 @@ def check_trackers(names: list[str]) -> None:
 class Tracker:
     """Logs figures of all stages on one line of steps.
 
-    metrics.jsonl: one JSON object a row, {"stage", "step", "time", "train/attention": ...}; step counts within the
-    stage. Trackers see "task.intermediate/train/attention" against a step that grows over the stages.
+    metrics.jsonl: one JSON object a row, {"stage", "step", "total_step", "time", "train/attention": ...}; step counts
+    within the stage. Steps that a killed run repeats after its last checkpoint come twice; the later row counts. Trackers see "task.intermediate/train/attention" against a step that grows over the stages.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, names: list[str]) -> None:
         self.accelerator, self.folder, self.names = accelerator, folder, names
         self.path = folder / "metrics.jsonl"
         self.offset = self.total = 0
+        self.begun: dict[str, int] = {}
 
     def start(self, config: Mapping[str, Any], project: str) -> None:
         """Open the trackers, once everything is checked; a run that goes on keeps its W&B id and its step."""
         if self.accelerator.is_main_process:
-            self.offset = self.total = _last_total(self.path)
+            for row in _read_whole_rows(self.path):
+                self.total = max(self.total, row["total_step"])
+                self.begun[row["stage"]] = row["total_step"] - row["step"]
         if self.names:
             self.accelerator.init_trackers(
                 project, config=_flat(config), init_kwargs=_init_options(self.names, self.folder)
             )
 
-    def begin_stage(self) -> None:
-        """Later steps count on from the last one logged."""
-        self.offset = self.total
+    def begin_stage(self, stage: str, done: int) -> None:
+        """Count the stage's steps on from the last one logged; a stage that goes on after `done` steps, from its own."""
+        self.offset = self.begun.get(stage, self.total) if done else self.total
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Write one row; figures that are not finite become null in the file."""
@@ -116,15 +119,15 @@ def _has_wandb_login() -> bool:
         return False
 
 
-def _last_total(path: Path) -> int:
-    """The last step on the line of all stages; a row that was cut off by a kill is removed."""
+def _read_whole_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows so far; one that was cut off by a kill is removed from the file."""
     if not path.exists():
-        return 0
+        return []
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         write_text(path, whole)
-    return max((json.loads(row)["total_step"] for row in whole.splitlines()), default=0)
+    return [json.loads(row) for row in whole.splitlines()]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -134,12 +134,12 @@ def fit(
 
     # Dropout follows from the seed alone: not from what ran before in this process, which a resumed run skips.
     torch.manual_seed(torch.initial_seed())
-    session.tracker.begin_stage()
     student.to(accelerator.device)
     _freeze_unused(student, objective, next(batches.steps(0, 1))[0], accelerator)
     optimizer = build_optimizer(student, options.learning_rate, options.weight_decay)
     model, optimizer = accelerator.prepare(student, optimizer)
     state = checkpoints.load() or {"step": 0, "tokens": 0, "best_step": None, "best": {}}
+    session.tracker.begin_stage(name, state["step"])
     progress, meter = _Progress(accelerator, name, state["step"], last), _Meter(accelerator, state["tokens"])
 
     def validate(step: int) -> None:

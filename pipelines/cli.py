@@ -144,6 +144,9 @@ def _run(
 
 def _load(path: Path, overrides: list[str], output: str | None) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads that spin while they wait make a step several times slower when anything else uses a core (GNU OpenMP's
+    # default); read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Imported here, so that --help answers at once.
     from distill.config import load_config
 

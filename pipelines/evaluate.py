@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from distill.config import Config, LogitsTraining, to_plain
-from distill.evaluation import evaluate_model, latency_ms
+from distill.evaluation import latency_ms
 from distill.losses import LabelLoss, Match
 from distill.objective import Objective
 from distill.students import Student, build_student
@@ -19,7 +19,7 @@ from distill.training import Validation, fit, total_steps
 from pipelines.estimate import training_work
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
-from pipelines.task import save_student, student_folder, validation_figures
+from pipelines.task import save_student, student_folder
 
 
 class EvaluateStage(Stage):
@@ -84,7 +84,7 @@ class EvaluateStage(Stage):
             run.session,
             name="evaluate.undistilled",
             checkpoints=checkpoints,
-            validation=Validation(lambda: validation_figures(run, learner.model), run.metric, higher_is_better=True),
+            validation=Validation(lambda: run.figures(learner.model, "validation"), run.metric, higher_is_better=True),
         )
         if run.is_main:
             save_student(learner, run, undistilled_folder(run))
@@ -92,23 +92,13 @@ class EvaluateStage(Stage):
         return learner.model
 
     def _report(self, run: Run, model: PreTrainedModel) -> dict[str, Any]:
-        features = run.features["test"]
-        metrics = evaluate_model(
-            model,
-            features,
-            run.data.splits["test"],
-            run.task,
-            run.data.names,
-            run.collator,
-            run.accelerator,
-            run.config.evaluate.batch_size,
-        )
+        metrics = run.figures(model, "test")
         parameters = sum(parameter.numel() for parameter in model.parameters())
         return {
             "metrics": metrics,
             "parameters": parameters,
             "bytes": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
-            "latency_ms": latency_ms(model, features, run.collator),
+            "latency_ms": latency_ms(model, run.features["test"], run.collator),
         }
 
 

@@ -22,6 +22,7 @@ from distill.attention import show_attention
 from distill.checkpoint import Checkpoints
 from distill.config import Config, TaskOptions, load_config
 from distill.data import Batches, Collator, Placement, TaskData, fingerprint, load_task_data, tokenize
+from distill.evaluation import evaluate_model
 from distill.interruption import Interruption
 from distill.layer_map import LayerMap, build_layer_map
 from distill.settings import UserError
@@ -135,6 +136,19 @@ class Run:
             seed=self.config.seed,
             placement=placement or self.placement,
             pin_memory=self.device.type == "cuda",
+        )
+
+    def figures(self, model: PreTrainedModel, split: str) -> dict[str, float]:
+        """The task's figures of a model on a split: validation chooses weights, test is reported."""
+        return evaluate_model(
+            model,
+            self.features[split],
+            self.data.splits[split],
+            self.task,
+            self.data.names,
+            self.collator,
+            self.accelerator,
+            self.config.evaluate.batch_size,
         )
 
     def checkpoints(self, *path: str) -> Checkpoints:

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 from distill.checkpoint import write_folder, write_json, write_tensors
 from distill.config import Config, to_plain
 from distill.data import Placement
-from distill.evaluation import evaluate_model
 from distill.initialization import adopt_head
 from distill.losses import Match, check_heads
 from distill.objective import Objective
@@ -157,22 +156,8 @@ class TaskStage(Stage):
             run.session,
             name="task.logits",
             checkpoints=run.checkpoints("task", "logits"),
-            validation=Validation(lambda: validation_figures(run, student.model), run.metric, higher_is_better=True),
+            validation=Validation(lambda: run.figures(student.model, "validation"), run.metric, higher_is_better=True),
         )
-
-
-def validation_figures(run: Run, model: PreTrainedModel) -> dict[str, float]:
-    """The task's figures on the rows that choose checkpoints."""
-    return evaluate_model(
-        model,
-        run.features["validation"],
-        run.data.splits["validation"],
-        run.task,
-        run.data.names,
-        run.collator,
-        run.accelerator,
-        run.config.evaluate.batch_size,
-    )
 
 
 def student_folder(run: Run) -> Path:

@@ -9,7 +9,6 @@ from torch import nn
 
 from distill.checkpoint import write_folder
 from distill.config import Config, to_plain
-from distill.evaluation import evaluate_model
 from distill.losses import LabelLoss, Match
 from distill.objective import Objective
 from distill.students import Student
@@ -50,18 +49,6 @@ class TeacherStage(Stage):
         learner = Student(model, nn.ModuleDict())
         objective = Objective({"labels": LabelLoss()}, Match(run.layer_map, run.task.logits))
 
-        def validate() -> dict[str, float]:
-            return evaluate_model(
-                model,
-                run.features["validation"],
-                run.data.splits["validation"],
-                run.task,
-                run.data.names,
-                run.collator,
-                run.accelerator,
-                run.config.evaluate.batch_size,
-            )
-
         checkpoints = run.checkpoints("teacher")
         result = fit(
             learner,
@@ -72,7 +59,7 @@ class TeacherStage(Stage):
             run.session,
             name=self.name,
             checkpoints=checkpoints,
-            validation=Validation(validate, run.metric, higher_is_better=True),
+            validation=Validation(lambda: run.figures(model, "validation"), run.metric, higher_is_better=True),
         )
         if run.is_main:
 

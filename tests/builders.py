@@ -54,7 +54,7 @@ class ListTracker:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
-    def begin_stage(self) -> None:
+    def begin_stage(self, stage: str, done: int) -> None:
         pass
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
