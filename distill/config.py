@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -134,6 +135,27 @@ class Config:
 _ADAPTER = TypeAdapter(Config)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key may stand twice, and 5e-5 is a number: YAML 1.1 wants 5.0e-5 and reads a string."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that _Loader would take for a number."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
+    )
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply `section.key=value` overrides, the value read as YAML.
 
@@ -162,14 +184,14 @@ def parse_config(values: Mapping[str, Any]) -> Config:
         UserError: naming the first wrong key, and the nearest known one where it is unknown.
     """
     try:
-        return _ADAPTER.validate_python(_read_numbers(dict(values)))
+        return _ADAPTER.validate_python(dict(values))
     except ValidationError as error:
         raise UserError(_explain(error.errors()[0])) from None
 
 
 def dump_config(config: Config) -> str:
     """YAML that load_config reads back to an equal config."""
-    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+    return yaml.dump(to_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def to_plain(value: Any) -> Any:
@@ -179,7 +201,7 @@ def to_plain(value: Any) -> Any:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
@@ -199,22 +221,9 @@ def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> 
     values[last] = value
 
 
-def _read_numbers(value: Any) -> Any:
-    """YAML 1.1 reads 5e-5 as a string (it wants 5.0e-5); people mean the number."""
-    if isinstance(value, dict):
-        return {key: _read_numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_read_numbers(item) for item in value]
-    if isinstance(value, str) and "e" in value.lower() and value.strip()[:1] in "0123456789.-+":
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
 def _explain(error: Any) -> str:
-    place = [str(part) for part in error["loc"] if not str(part).startswith(("function-", "dataclass-", "list["))]
+    # Of a union pydantic names the member it tried as well.
+    place = [str(part) for part in error["loc"] if part != "str" and "[" not in str(part)]
     key = ".".join(place)
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _known_keys(place[:-1])

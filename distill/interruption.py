@@ -7,9 +7,10 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 
 class Interrupted(Exception):
@@ -49,6 +50,10 @@ class Interruption:
 
         Processes agree over a gloo group of their own: the hosts wait for each other, the devices do not.
         """
+        # Imported here, so that a command line without work to do answers at once.
+        import torch
+        import torch.distributed as dist
+
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return self._signum
         if self._group is None:

@@ -45,7 +45,8 @@ class Tracker:
     """Logs figures of all stages on one line of steps.
 
     metrics.jsonl: one JSON object a row, {"stage", "step", "total_step", "time", "train/attention": ...}; step counts
-    within the stage. Steps that a killed run repeats after its last checkpoint come twice; the later row counts. Trackers see "task.intermediate/train/attention" against a step that grows over the stages.
+    within the stage. Steps that a killed run repeats after its last checkpoint come twice; the later row counts.
+    Trackers see "task.intermediate/train/attention" against a step that grows over the stages.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, names: list[str]) -> None:
@@ -66,7 +67,7 @@ class Tracker:
             )
 
     def begin_stage(self, stage: str, done: int) -> None:
-        """Count the stage's steps on from the last one logged; a stage that goes on after `done` steps, from its own."""
+        """Count steps on from the last one logged; those of a stage that goes on after `done` steps from its own."""
         self.offset = self.begun.get(stage, self.total) if done else self.total
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:

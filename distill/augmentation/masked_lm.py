@@ -70,7 +70,7 @@ def load_masked_lm(checkpoint: str) -> MaskedLM:
     if found is None:
         raise UserError(
             f"augment.masked_lm: {checkpoint} has no masked-LM head. Name a checkpoint that has one (bert-base-uncased "
-            "has), set teacher.adapt_masked_lm, or take candidates from augment.vectors alone."
+            "has), or take candidates from augment.vectors alone."
         )
     return found
 
