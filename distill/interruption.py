@@ -4,6 +4,7 @@ Saving is left to training.py, the exit status to the entry point."""
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -22,10 +23,17 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """Remembers the first signal; a second one ends the process at once."""
+    """Remembers the first signal; a second one, not at once after it, ends the process.
+
+    Ctrl-C and batch systems signal every process of a run, and torch's launcher passes on what it gets as well: the
+    same signal comes twice within a moment.
+    """
+
+    moment_seconds = 3.0
 
     def __init__(self) -> None:
         self._signum = 0
+        self._first = 0.0
         self._group: dist.ProcessGroup | None = None
 
     @contextmanager
@@ -40,10 +48,11 @@ class Interruption:
                 signal.signal(signum, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self._signum:
+        if not self._signum:
+            self._signum, self._first = signum, time.monotonic()
+        elif time.monotonic() - self._first > self.moment_seconds:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
-        self._signum = signum
 
     def requested(self) -> int:
         """The signal, 0 for none; all processes get the same answer, so that they save together.

@@ -250,9 +250,9 @@ def _freeze_unused(
 
 
 def _better(figures: Mapping[str, float], best: Mapping[str, float], validation: Validation) -> bool:
-    """Later weights win a tie: they have seen more."""
+    """Later weights win a tie: they have seen more. A figure that is not finite never wins over one that is."""
     value = figures[validation.select]
-    if not best:
+    if not best or not math.isfinite(best[validation.select]):
         return True
     return value >= best[validation.select] if validation.higher_is_better else value <= best[validation.select]
 

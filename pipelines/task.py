@@ -79,7 +79,8 @@ class TaskStage(Stage):
         results: dict[str, FitResult] = {}
         if options.intermediate is not None:
             results["intermediate"] = self._intermediate(run, student, frozen, train)
-            adopt_head(student, frozen)
+            # Read anew in float32: the frozen one may be in bf16.
+            adopt_head(student, run.load_task_teacher())
         if options.logits is not None:
             results["logits"] = self._logits(run, student, frozen, train)
         if run.is_main:

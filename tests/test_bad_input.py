@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from distill import tiny
 from tests.builders import TINY, contents, finished_run, run_cli, write_rows
@@ -65,6 +65,18 @@ def _ragged_tags(folder: Path) -> Overrides:
 def _empty_split(folder: Path) -> Overrides:
     (folder / "test.jsonl").write_text("")
     return _json(folder, GOOD, f"data.data_files.test={folder / 'test.jsonl'}")
+
+
+def _three_labels(folder: Path) -> Overrides:
+    rows = [{"text": f"rain {index}", "label": index % 3} for index in range(30)]
+    return _json(folder, rows, "task.metric=f1")
+
+
+def _gpt_teacher(folder: Path) -> Overrides:
+    config = GPT2Config(vocab_size=len(tiny.tokenizer()), n_embd=32, n_layer=4, n_head=4)
+    GPT2ForSequenceClassification(config).save_pretrained(folder / "teacher")
+    tiny.tokenizer().save_pretrained(folder / "teacher")
+    return [f"teacher.model={folder / 'teacher'}", "augment=null"]
 
 
 def _few_rows(folder: Path) -> Overrides:
@@ -128,6 +140,42 @@ def _vectors_absent(folder: Path) -> Overrides:
     return ["augment.masked_lm=null", f"augment.vectors={folder / 'vectors.txt'}"]
 
 
+def _names_of_numbers(folder: Path) -> Overrides:
+    rows = [{"text": f"rain {index}", "label": index / 20} for index in range(20)]
+    return _json(folder, rows, "task.type=regression", "data.labels=[low, high]")
+
+
+def _same_split_twice(folder: Path) -> Overrides:
+    return _json(folder, GOOD, "data.splits={validation: train}")
+
+
+def _corpus(folder: Path, *more: str) -> Overrides:
+    file = write_rows(folder / "corpus.jsonl", [{"body": "rain and wind"}] * 20)
+    return ["general.corpus.path=json", f"general.corpus.data_files={file}", *more]
+
+
+def _corpus_column(folder: Path) -> Overrides:
+    return _corpus(folder)
+
+
+def _corpus_stream_column(folder: Path) -> Overrides:
+    return _corpus(folder, "general.streaming=true", "general.corpus.text=text")
+
+
+def _corpus_blank(folder: Path) -> Overrides:
+    file = write_rows(folder / "corpus.jsonl", [{"text": " "}] * 20)
+    return ["general.corpus.path=json", f"general.corpus.data_files={file}"]
+
+
+def _corpus_absent(folder: Path) -> Overrides:
+    return ["general.corpus.path=text", f"general.corpus.data_files={folder / 'no.txt'}"]
+
+
+def _corpus_split(folder: Path) -> Overrides:
+    file = write_rows(folder / "corpus.jsonl", [{"text": "rain"}] * 20)
+    return ["general.corpus.path=json", f"general.corpus.data_files.test={file}"]
+
+
 CASES: dict[str, tuple[Overrides | Callable[[Path], Overrides], tuple[str, ...]]] = {
     "missing column": (_missing_column, ("data.text", "'sentence'", "label")),
     "label number outside the names": (_label_outside, ("data.label", "row 20 of train", "7")),
@@ -139,7 +187,24 @@ CASES: dict[str, tuple[Overrides | Callable[[Path], Overrides], tuple[str, ...]]
     "words as numbers": (_regression_on_words, ("data.label", "row 0 of train", "not a number")),
     "ragged tags": (_ragged_tags, ("data.label", "row 20 of train", "1 tokens and 2 tags")),
     "too few rows": (_few_rows, ("data.validation_split", "4 rows")),
-    "empty split": (_empty_split, ("data.",)),
+    "empty split": (_empty_split, ("data.data_files", "test")),
+    "names of numbers": (_names_of_numbers, ("data.labels", "regression")),
+    "one split twice": (_same_split_twice, ("data.splits", "'train'", "validation")),
+    "length past the positions": (["data.max_length=65"], ("data.max_length", "65", "64")),
+    "corpus length past the positions": (["general.max_length=128"], ("general.max_length", "128", "64")),
+    "corpus column": (_corpus_column, ("general.corpus.text", "'text'", "body")),
+    "streamed corpus column": (_corpus_stream_column, ("general.corpus.text", "'text'", "body")),
+    "corpus of blanks": (_corpus_blank, ("general.corpus", "no text")),
+    "corpus absent": (_corpus_absent, ("general.corpus.data_files", "no.txt")),
+    "corpus without train": (_corpus_split, ("general.corpus.data_files", "no train split")),
+    "streamed toy": (["general.streaming=true"], ("general.streaming", "tiny")),
+    "no general loss": (
+        ["general.losses={embedding: null, attention: null, hidden: null}"],
+        ("general.losses", "at least one"),
+    ),
+    "no prediction loss": (["task.losses.logits=null"], ("task.losses", "task.logits=null")),
+    "metric of two classes": (_three_labels, ("task.metric", "'f1'", "f1_macro")),
+    "unknown family": (_gpt_teacher, ("teacher.model", "gpt2")),
     "broken json": (_broken_json, ("data.path", "cannot be read")),
     "truncated gzip": (_truncated_gzip, ("data.path", "cannot be read")),
     "absent file": (_absent_file, ("data.data_files", "no.jsonl", "does not exist")),
@@ -216,6 +281,15 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     assert outcome.status == 2
     assert "--output" in outcome.err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_an_output_that_is_a_file_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("years of work")
+    outcome = run_cli(TINY, "runtime.precision=fp32", "--output", tmp_path / "run")
+    assert outcome.status == 2
+    assert "is a file" in outcome.err
+    assert "--output" in outcome.err
+    assert (tmp_path / "run").read_text() == "years of work"
 
 
 def test_a_changed_setting_is_refused_with_its_name_and_nothing_is_overwritten() -> None:

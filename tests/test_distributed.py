@@ -1,5 +1,5 @@
 """Claims about processes: two do what one does, the launcher's promise is kept, a signal costs nothing.
-Everything runs in processes of its own."""
+What is launched or stopped runs in processes of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.builders import FEW_STEPS, ROOT, TINY, finished_run
+from tests.builders import FEW_STEPS, ROOT, TINY, finished_run, succeed
 
 # Dropout draws from each process's own stream (so the teacher is one made before), and bf16 would hide differences.
 SAME = (*FEW_STEPS, "student.dropout=0", "evaluate.undistilled=false", "teacher.training=null")
@@ -42,8 +42,7 @@ def _largest_difference(one: Path, other: Path) -> float:
 def test_two_processes_give_the_student_of_one(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     same = (*SAME, f"teacher.model={finished_run() / 'teacher' / 'model'}", "augment.masked_lm=tiny-random")
-    alone = _run(_script(TINY, *same, "--output", one), tmp_path)
-    assert alone.returncode == 0, alone.stderr[-3000:]
+    succeed(TINY, *same, "--output", one)
     launch = ("--cpu", "--num_processes", "2")
     together = _run(_script(TINY, *same, "--output", two, launch=launch), tmp_path)
     assert together.returncode == 0, together.stderr[-3000:]
@@ -58,7 +57,7 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_student(tmp_path: Path) -
     # Dropout stays on: the random state must come back too.
     settings = (*FEW_STEPS, "teacher.training.max_steps=40", "evaluate.undistilled=false")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert _run(_script(TINY, *settings, "--output", whole), tmp_path).returncode == 0
+    succeed(TINY, *settings, "--output", whole)
 
     process = subprocess.Popen(
         _script(TINY, *settings, "--output", stopped),
@@ -78,8 +77,7 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_student(tmp_path: Path) -
     assert "SIGTERM" in errors
     assert list((stopped / "teacher" / "checkpoints").glob("checkpoint-*")), "no checkpoint was saved"
 
-    resumed = _run(_script(TINY, *settings, "--output", stopped), tmp_path)
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    succeed(TINY, *settings, "--output", stopped)
     assert _largest_difference(whole, stopped) == 0
 
 

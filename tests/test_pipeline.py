@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
+from transformers import AutoModel
 
+from distill.interruption import Interruption
 from tests.builders import FEW_STEPS, ROOT, TINY, contents, finished_run, run_cli, succeed, write_rows
 
 SMALL = (
@@ -122,6 +128,66 @@ def test_stages_run_alone_in_turn(tmp_path: Path) -> None:
     assert not (tmp_path / "task").exists()
 
 
+def student_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "student" / "model.safetensors")
+
+
+def require_same_student(folder: Path, other: Path) -> None:
+    own, others = student_weights(folder), student_weights(other)
+    assert own.keys() == others.keys()
+    assert not [name for name in own if not torch.equal(own[name], others[name])]
+
+
+def test_the_resolved_config_repeats_the_run_to_the_bit_also_stage_by_stage(tmp_path: Path) -> None:
+    for stages in ("teacher", "general", "augment,task", "evaluate,export"):
+        arguments = ("tracking=[]", "--output", tmp_path / "again", "--stages", stages)
+        succeed(finished_run() / "config.yaml", *arguments)
+    require_same_student(tmp_path / "again", finished_run())
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (finished_run(), tmp_path / "again")]
+    for who in ("teacher", "student", "undistilled_student"):
+        assert summaries[0][who]["metrics"] == summaries[1][who]["metrics"]
+
+
+def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_student(tmp_path: Path) -> None:
+    """Stops fall into every stage that trains, between stages, and into the border of the two task phases."""
+
+    class StopsAfterSeven(Interruption):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked = 0
+
+        def requested(self) -> int:
+            self.asked += 1
+            return signal.SIGTERM if self.asked > 7 else 0
+
+    statuses = []
+    with mock.patch("pipelines.run.Interruption", StopsAfterSeven):
+        while not statuses or statuses[-1] == 143:
+            outcome = run_cli(finished_run() / "config.yaml", "tracking=[]", "--output", tmp_path / "run")
+            statuses.append(outcome.status)
+            torch.manual_seed(len(statuses))  # a new process begins with other random numbers
+    assert statuses[-1] == 0, outcome.err[-3000:]
+    assert len(statuses) > 4
+    require_same_student(tmp_path / "run", finished_run())
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    whole = [json.loads(line) for line in (finished_run() / "metrics.jsonl").read_text().splitlines()]
+    for row, expected in zip(rows, whole, strict=True):
+        for name in ("stage", "step", "total_step"):
+            assert row[name] == expected[name]
+
+
+def test_a_killed_run_says_what_changed_and_can_be_redone(tmp_path: Path) -> None:
+    folder = shutil.copytree(finished_run(), tmp_path / "run")
+    (folder / "task" / "result.json").unlink()  # as if killed in the task stage
+    changed = ("tracking=[]", "task.logits.max_steps=2", "--output", folder)
+    outcome = run_cli(folder / "config.yaml", *changed)
+    assert outcome.status == 2
+    assert "task.logits.max_steps: 6 -> 2" in outcome.err
+    assert "--redo task" in outcome.err
+    succeed(folder / "config.yaml", *changed, "--redo", "task")
+    assert json.loads((folder / "task" / "result.json").read_text())["phases"]["logits"]["steps"] == 2
+
+
 def test_a_streamed_corpus_of_plain_text(tmp_path: Path) -> None:
     draw = random.Random(0)
     (tmp_path / "corpus.txt").write_text("\n".join(_text(draw) for _ in range(60)))
@@ -162,6 +228,28 @@ def test_a_hub_config_runs_on_local_files(name: str, tmp_path: Path) -> None:
     assert outcome.status == 0, outcome.err[-3000:]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["metric"] == {"sst2": "accuracy", "mrpc": "f1", "stsb": "pearson"}[name]
+
+
+def test_the_config_of_general_distillation_runs_on_a_local_file(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    file = write_rows(tmp_path / "corpus.jsonl", [{"title": "a", "text": _text(draw)} for _ in range(200)])
+    overrides = ["general.corpus.path=json", "general.corpus.name=null", f"general.corpus.data_files={file}"]
+    steps = ["general.training.max_steps=2", "general.training.batch_size=8", "general.max_length=32"]
+    outcome = run_cli(
+        ROOT / "configs" / "general_wikipedia.yaml",
+        *overrides,
+        *steps,
+        *SMALL,
+        "tracking=[]",
+        "--output",
+        tmp_path / "run",
+    )
+    assert outcome.status == 0, outcome.err[-3000:]
+    student = AutoModel.from_pretrained(tmp_path / "run" / "student")
+    assert (student.config.num_hidden_layers, student.config.hidden_size) == (2, 24)
+    # What it leaves is the beginning of a task's student.
+    begin = (f"student.initialization={tmp_path / 'run' / 'student'}", "general=null", "evaluate.undistilled=false")
+    succeed(TINY, *FEW_STEPS, *begin, "augment=null", "--output", tmp_path / "task")
 
 
 def _multi(draw: random.Random, index: int) -> dict[str, object]:
