@@ -38,7 +38,7 @@ from distill.losses import (
     LogitsLoss,
     LossTerm,
     Match,
-    check_heads,
+    check_models,
 )
 from distill.objective import Objective
 from distill.settings import UserError
@@ -189,7 +189,7 @@ def _read(folder: Path) -> _Reference:
             f"{folder}: the projection is {tuple(weight.shape)}, the teacher {teacher.config.hidden_size} and the "
             f"student {model.config.hidden_size} wide; its weight must be (teacher width, student width)."
         )
-    check_heads(PUBLISHED, str(folder), model.config.num_attention_heads, teacher.config.num_attention_heads)
+    check_models(PUBLISHED, str(folder), model.config, teacher.config)
     _check_pairs(folder, attention, hidden, model, teacher)
     shared = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     shared.load_state_dict(projection)

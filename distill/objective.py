@@ -1,5 +1,5 @@
 """The weighted sum of loss terms, and what it asks of both models.
-The terms themselves are left to losses.py."""
+The terms themselves are left to losses/, keeping their gradients in proportion to balance.py."""
 
 from __future__ import annotations
 
@@ -38,11 +38,23 @@ class Objective:
         self.teacher_needs = _union([teacher for _, teacher in needs])
         self.uses_teacher = any(term.uses_teacher for term in self.terms.values())
 
-    def __call__(self, student: Activations, teacher: Activations, batch: Batch) -> LossReport:
+    @property
+    def weights(self) -> dict[str, float]:
+        """Each term's configured weight, by name."""
+        return {name: term.weight for name, term in self.terms.items()}
+
+    def values(self, student: Activations, teacher: Activations, batch: Batch) -> dict[str, Tensor]:
+        """Each term's unweighted value over the batch, scalar with gradient, by name."""
         weights = batch["example_weight"]
-        sums = {name: (term(student, teacher, batch, self.match) * weights).sum() for name, term in self.terms.items()}
-        total = torch.stack([self.terms[name].weight * value for name, value in sums.items()]).sum()
-        return LossReport(total, {name: value.detach() for name, value in sums.items()})
+        return {name: (term(student, teacher, batch, self.match) * weights).sum() for name, term in self.terms.items()}
+
+    def __call__(
+        self, student: Activations, teacher: Activations, batch: Batch, weights: Mapping[str, float] | None = None
+    ) -> LossReport:
+        """The total and its parts; `weights` stand in for the configured ones where given (see balance.py)."""
+        values, weights = self.values(student, teacher, batch), weights or self.weights
+        total = torch.stack([weights[name] * value for name, value in values.items()]).sum()
+        return LossReport(total, {name: value.detach() for name, value in values.items()})
 
 
 def _union(needs: list[Needs]) -> Needs:

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from distill.activations import Activations, Needs, capture
+from distill.balance import GradientBalance, gradient_norms, gradient_shares
 from distill.checkpoint import Checkpoints, cpu_state
 from distill.interruption import Interrupted, Interruption
 from distill.objective import Objective
@@ -48,6 +49,12 @@ class TrainingOptions:
     """Of matrices; biases and LayerNorms do not decay."""
     max_gradient_norm: PositiveFloat = 1.0
     """Gradients are clipped to this norm."""
+    measure_gradients_every_steps: PositiveInt = 100
+    """Measure each loss term's share of the gradient this often (a forward pass and a backward pass a term); logged as
+    gradient_share/TERM. Not done for a single term."""
+    balance: Literal["none", "gradient"] = "none"
+    """gradient: weights are adapted at every measurement so that each term's share of the gradient is its configured
+    weight's share of all weights; none: weights stay as configured."""
     evaluate_every_steps: PositiveInt | None = None
     """Validate and choose the best weights this often; once an epoch where not given."""
     save_every_steps: PositiveInt = 200
@@ -135,12 +142,15 @@ def fit(
     # Dropout follows from the seed alone: not from what ran before in this process, which a resumed run skips.
     torch.manual_seed(torch.initial_seed())
     student.to(accelerator.device)
-    _freeze_unused(student, objective, next(batches.steps(0, 1))[0], accelerator)
+    _freeze_unused(student, teacher, objective, next(batches.steps(0, 1))[0], accelerator)
     optimizer = build_optimizer(student, options.learning_rate, options.weight_decay)
     model, optimizer = accelerator.prepare(student, optimizer)
-    state = checkpoints.load() or {"step": 0, "tokens": 0, "best_step": None, "best": {}}
+    state = checkpoints.load() or {"step": 0, "tokens": 0, "best_step": None, "best": {}, "gradient_norms": {}}
+    balance = GradientBalance(objective.weights, state["gradient_norms"])
+    weights = balance.weights() if options.balance == "gradient" else objective.weights
     session.tracker.begin_stage(name, state["step"])
     progress, meter = _Progress(accelerator, name, state["step"], last), _Meter(accelerator, state["tokens"])
+    shares: dict[str, float] = {}
 
     def validate(step: int) -> None:
         assert validation is not None
@@ -161,9 +171,14 @@ def fit(
         for part, cpu_batch in enumerate(micro_batches, start=1):
             state["tokens"] += int(cpu_batch["attention_mask"].sum()) * accelerator.num_processes
             batch = _on_device(cpu_batch, accelerator.device)
+            targets = _teach(teacher, batch, objective.teacher_needs)
+            if part == 1 and len(weights) > 1 and step % options.measure_gradients_every_steps == 0:
+                balance.add(norms := gradient_norms(student, targets, objective, batch, accelerator))
+                state["gradient_norms"] = balance.norms
+                weights = balance.weights() if options.balance == "gradient" else weights
+                shares = {f"gradient_share/{term}": share for term, share in gradient_shares(norms, weights).items()}
             with accelerator.no_sync(model) if part < len(micro_batches) else nullcontext():
-                targets = _teach(teacher, batch, objective.teacher_needs)
-                report = objective(model(batch, objective.student_needs), targets, batch)
+                report = objective(model(batch, objective.student_needs), targets, batch, weights)
                 accelerator.backward(report.total)
             meter.add(report.total.detach(), report.parts)
         meter.steps += 1
@@ -175,7 +190,8 @@ def fit(
         progress.advance()
         if done % options.log_every_steps == 0 or done == last:
             figures = meter.read(norm, rate, state["tokens"])
-            session.tracker.log(name, done, {f"train/{key}": value for key, value in figures.items()})
+            session.tracker.log(name, done, {f"train/{key}": value for key, value in figures.items()} | shares)
+            shares = {}
             progress.note("loss", figures["loss"])
             _require_finite(figures["loss"], name, done)
         if validation is not None and (done % evaluate_every == 0 or done == last):
@@ -233,17 +249,19 @@ def _on_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, T
 
 
 def _freeze_unused(
-    student: Student, objective: Objective, batch: Mapping[str, Tensor], accelerator: Accelerator
+    student: Student,
+    teacher: PreTrainedModel | None,
+    objective: Objective,
+    batch: Mapping[str, Tensor],
+    accelerator: Accelerator,
 ) -> None:
     """Freeze what the objective gives no gradient to (a task head in the intermediate phase): DDP fails on its second
     step otherwise, and an optimizer would decay weights that nothing trains. Found by one backward pass."""
     few = _on_device({name: tensor[:2] for name, tensor in batch.items()}, accelerator.device)
     with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
         activations = student(few, objective.student_needs)
-        tensors = [*activations.hidden.values(), activations.logits]
-        for attention in activations.attention.values():
-            tensors += [attention.query, attention.key]
-        accelerator.backward(torch.stack([t.float().sum() for t in tensors if t is not None]).sum())
+        report = objective(activations, _teach(teacher, few, objective.teacher_needs), few)
+        accelerator.backward(report.total)
     for parameter in student.parameters():
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None

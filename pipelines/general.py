@@ -15,7 +15,7 @@ from distill.config import Config, GeneralOptions, to_plain
 from distill.corpus import StreamBatches, load_corpus, pack
 from distill.data import Collator, Placement, fingerprint
 from distill.initialization import initialize_from_teacher
-from distill.losses import Logits, Match, check_heads
+from distill.losses import Logits, Match, check_models
 from distill.objective import Objective
 from distill.settings import UserError
 from distill.students import Student, build_student, load_body
@@ -43,9 +43,7 @@ class GeneralStage(Stage):
             )
         if not options.losses.intermediate():
             raise UserError("general.losses: every term is off; leave at least one on.")
-        check_heads(
-            options.losses, "general.losses", run.config.student.heads, run.checkpoint.config.num_attention_heads
-        )
+        check_models(options.losses, "general.losses", run.student_config(), run.checkpoint.config)
         check_length(run.checkpoint, options.max_length, "general.max_length")
         load_corpus(options.corpus, streaming=options.streaming)
 

@@ -17,7 +17,7 @@ from distill.checkpoint import write_folder, write_json, write_tensors
 from distill.config import Config, to_plain
 from distill.data import Placement
 from distill.initialization import adopt_head
-from distill.losses import Match, check_heads
+from distill.losses import Match, check_models
 from distill.objective import Objective
 from distill.settings import UserError
 from distill.students import Student, build_student, load_body
@@ -46,9 +46,7 @@ class TaskStage(Stage):
         if options.logits is not None and not options.losses.prediction():
             raise UserError("task.losses: neither logits nor labels is on; set task.logits=null.")
         if options.intermediate is not None:
-            check_heads(
-                options.losses, "task.losses", run.config.student.heads, run.checkpoint.config.num_attention_heads
-            )
+            check_models(options.losses, "task.losses", run.student_config(), run.checkpoint.config)
         check_length(run.checkpoint, run.config.data.max_length, "data.max_length")
         if run.config.teacher.training is None:
             run.load_task_teacher()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from transformers import BertConfig
 
 from distill.activations import Activations
 from distill.attention import AttentionInputs
@@ -25,8 +26,9 @@ from distill.losses import (
     LogitsLoss,
     LossTerm,
     Match,
+    RelationLoss,
     TaskLosses,
-    check_heads,
+    check_models,
 )
 from distill.settings import UserError
 
@@ -109,6 +111,34 @@ def test_hidden_loss_sums_the_errors_of_the_mapped_pairs(padding: Any) -> None:
     student, teacher = pair_of()
     per_pair = [hidden_oracle(student.hidden[m], teacher.hidden[g], POSITIONS[padding]) for m, g in LAYERS.hidden]
     assert_close(evaluate(HiddenLoss(padding=padding)), np.sum(per_pair, axis=0).tolist())
+
+
+def cosine_oracle(student: Tensor, teacher: Tensor, valid: list[range]) -> list[float]:
+    s, t = as_array(student), as_array(teacher)
+    angles = [
+        [1 - s[b, i] @ t[b, i] / math.sqrt((s[b, i] @ s[b, i]) * (t[b, i] @ t[b, i])) for i in rows]
+        for b, rows in enumerate(valid)
+    ]
+    return [math.fsum(row) / len(row) for row in angles]
+
+
+@pytest.mark.parametrize("padding", ["masked", "included"])
+def test_cosine_distance_is_one_minus_the_cosine_of_each_position(padding: Any) -> None:
+    student, teacher = pair_of()
+    per_pair = [cosine_oracle(student.hidden[m], teacher.hidden[g], POSITIONS[padding]) for m, g in LAYERS.hidden]
+    assert_close(evaluate(HiddenLoss(distance="cosine", padding=padding)), np.sum(per_pair, axis=0).tolist())
+    assert_close(
+        evaluate(EmbeddingLoss(distance="cosine", padding=padding)),
+        cosine_oracle(student.hidden[0], teacher.hidden[0], POSITIONS[padding]),
+    )
+
+
+def test_cosine_distance_by_hand() -> None:
+    """(3, 4) against (4, 3) is 1 - 24/25; against its own double, 0; against its opposite, 2."""
+    student = Activations(hidden={0: torch.tensor([[[3.0, 4.0]]]).repeat(3, 1, 1)})
+    teacher = Activations(hidden={0: torch.tensor([[[4.0, 3.0]], [[6.0, 8.0]], [[-3.0, -4.0]]])})
+    term, batch = EmbeddingLoss(distance="cosine"), {"attention_mask": torch.ones(3, 1)}
+    assert_close(term(student, teacher, batch, Match(LAYERS, Logits.CLASSES)), [1 / 25, 0, 2], tolerance=1e-6)
 
 
 def test_a_difference_of_two_everywhere_costs_four() -> None:
@@ -202,18 +232,116 @@ def test_attention_gradient_stays_right_where_student_and_teacher_nearly_agree()
     assert attention_gradient_error(student, teacher) < 1e-3
 
 
-@pytest.mark.parametrize("term", [EmbeddingLoss(), HiddenLoss(), AttentionLoss()])
+@pytest.mark.parametrize(
+    "term", [EmbeddingLoss(), HiddenLoss(), AttentionLoss(), AttentionLoss(compare="probabilities"), RelationLoss()]
+)
 def test_intermediate_losses_of_bf16_activations_are_float32(term: LossTerm) -> None:
     sides = []
     for activations in pair_of():
         hidden = {m: tensor.bfloat16() for m, tensor in activations.hidden.items()}
         attention = {
-            m: AttentionInputs(a.query.bfloat16(), a.key.bfloat16(), a.value, a.scaling)
+            m: AttentionInputs(a.query.bfloat16(), a.key.bfloat16(), a.value.bfloat16(), a.scaling)
             for m, a in activations.attention.items()
         }
         sides.append(Activations(hidden, attention))
     values = term(*sides, make_batch(), Match(LAYERS, Logits.CLASSES))
     assert_close(values, evaluate(term).tolist(), tolerance=0.05)
+
+
+def mean_map(inputs: AttentionInputs, b: int, n: int, compare: str) -> np.ndarray:
+    """Scores or probabilities of an example's n valid positions, averaged over its heads."""
+    maps = []
+    for h in range(inputs.query.shape[1]):
+        scores = np.array([[score(inputs, b, h, i, j) for j in range(n)] for i in range(n)])
+        maps.append(scores if compare == "scores" else np.apply_along_axis(softmax, 1, scores))
+    return np.mean(maps, axis=0)
+
+
+def kl(teacher: np.ndarray, student: np.ndarray) -> float:
+    """Mean over rows."""
+    return float(np.mean([np.sum(t * np.log(t / s)) for t, s in zip(teacher, student, strict=True)]))
+
+
+def test_probabilities_are_compared_by_their_divergence() -> None:
+    student, teacher = pair_of()
+    expected = []
+    for b, n in enumerate(LENGTHS):
+        total = 0.0
+        for m, g in LAYERS.attention:
+            for h in range(H):
+                t, s = (
+                    np.array([softmax(np.array([score(a, b, h, i, j) for j in range(n)])) for i in range(n)])
+                    for a in (teacher.attention[g], student.attention[m])
+                )
+                total += kl(t, s) / H
+        expected.append(total)
+    assert_close(evaluate(AttentionLoss(compare="probabilities")), expected)
+
+
+@pytest.mark.parametrize("compare", ["scores", "probabilities"])
+def test_averaged_heads_compare_mean_maps_of_any_two_head_counts(compare: Any) -> None:
+    teacher = make_activations(WIDE, TEACHER_HEAD, 2)
+    generator = torch.Generator().manual_seed(4)
+    student = Activations(
+        attention={
+            m: AttentionInputs(*(torch.randn(B, 3, T, 4, generator=generator) for _ in range(3)), scaling=0.5)
+            for m in (1, 2)
+        }
+    )
+    expected = []
+    for b, n in enumerate(LENGTHS):
+        pairs = [
+            (mean_map(teacher.attention[g], b, n, compare), mean_map(student.attention[m], b, n, compare))
+            for m, g in LAYERS.attention
+        ]
+        expected.append(sum(float(np.mean((t - s) ** 2)) if compare == "scores" else kl(t, s) for t, s in pairs))
+    term = AttentionLoss(compare=compare, heads="averaged")
+    assert_close(term(student, teacher, make_batch(), Match(LAYERS, Logits.CLASSES)), expected)
+
+
+def relation(x: Tensor, b: int, head: int, heads: int, n: int) -> np.ndarray:
+    """One relation head of one example: columns [head r, (head + 1) r) of all heads side by side."""
+    flat = np.concatenate([as_array(x)[b, h, :n] for h in range(x.shape[1])], axis=1)
+    r = flat.shape[1] // heads
+    part = flat[:, head * r : (head + 1) * r]
+    return np.apply_along_axis(softmax, 1, part @ part.T / math.sqrt(r))
+
+
+@pytest.mark.parametrize("relations", [("query", "key", "value"), ("value",)])
+@pytest.mark.parametrize("heads", [None, 2, 1])
+def test_relations_are_compared_by_their_divergence_whatever_the_heads(
+    relations: tuple[Any, ...], heads: int | None
+) -> None:
+    """The teacher's 2 heads of 8 and the student's 2 of 3 are cut anew: by default into gcd(16, 6) = 2."""
+    student, teacher = pair_of()
+    count = heads or 2
+    expected = [
+        sum(
+            kl(
+                relation(getattr(teacher.attention[g], name), b, head, count, n),
+                relation(getattr(student.attention[m], name), b, head, count, n),
+            )
+            / count
+            for m, g in LAYERS.attention
+            for name in relations
+            for head in range(count)
+        )
+        for b, n in enumerate(LENGTHS)
+    ]
+    assert_close(evaluate(RelationLoss(relations=relations, relation_heads=heads)), expected)
+
+
+def test_relation_by_hand() -> None:
+    """Values (0, a) of one head of width 1: rows of X X' are (0, 0) and (0, a^2); the teacher's a is 0."""
+    values = torch.tensor([[[[0.0], [math.sqrt(math.log(3))]]]])
+    zeros = torch.zeros(1, 1, 2, 1)
+    student = Activations(attention={1: AttentionInputs(zeros, zeros, values, 1.0)})
+    teacher = Activations(attention={1: AttentionInputs(zeros, zeros, zeros, 1.0)})
+    match = Match(LayerMap(((1, 1),), ((1, 1),), 1, 1), Logits.CLASSES)
+    term, batch = RelationLoss(relations=("value",)), {"attention_mask": torch.ones(1, 2)}
+    # Row 1 agrees; row 2 is (1/4, 3/4) against (1/2, 1/2).
+    expected = (0.5 * math.log(2) + 0.5 * math.log(2 / 3)) / 2
+    assert_close(term(student, teacher, batch, match), [expected])
 
 
 # Predictions
@@ -333,6 +461,10 @@ MASKED_TERMS: list[tuple[LossTerm, Logits]] = [
     (EmbeddingLoss(), Logits.CLASSES),
     (HiddenLoss(), Logits.CLASSES),
     (AttentionLoss(), Logits.CLASSES),
+    (HiddenLoss(distance="cosine"), Logits.CLASSES),
+    (AttentionLoss(heads="averaged"), Logits.CLASSES),
+    (AttentionLoss(compare="probabilities"), Logits.CLASSES),
+    (RelationLoss(), Logits.CLASSES),
     *((LogitsLoss(form=form), logits) for form in ("kl", "published") for logits in Logits),
     *((LabelLoss(), logits) for logits in Logits),
 ]
@@ -403,7 +535,17 @@ def test_an_example_costs_the_same_in_every_batch(term: LossTerm, logits: Logits
 def test_a_model_has_no_distance_from_itself(logits: Logits) -> None:
     model = make_activations(WIDE, TEACHER_HEAD, 1, logits)
     itself = LayerMap(((1, 1), (4, 4)), ((1, 1), (4, 4)), 4, 4)
-    for term in (EmbeddingLoss(), HiddenLoss(), AttentionLoss(), LogitsLoss(temperature=2.0)):
+    terms = (
+        EmbeddingLoss(),
+        HiddenLoss(),
+        HiddenLoss(distance="cosine"),
+        AttentionLoss(),
+        AttentionLoss(heads="averaged"),
+        AttentionLoss(compare="probabilities"),
+        RelationLoss(),
+        LogitsLoss(temperature=2.0),
+    )
+    for term in terms:
         assert term(model, model, make_batch(), Match(itself, logits)).abs().max() < 1e-6
 
 
@@ -417,7 +559,9 @@ def test_a_row_of_padding_alone_costs_a_finite_amount(padding: Any) -> None:
         assert padding == "included" or values.tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("term", [EmbeddingLoss(), HiddenLoss(), AttentionLoss(), LogitsLoss(), LabelLoss()])
+@pytest.mark.parametrize(
+    "term", [EmbeddingLoss(), HiddenLoss(), AttentionLoss(), RelationLoss(), LogitsLoss(), LabelLoss()]
+)
 def test_a_term_asks_for_all_that_it_reads(term: LossTerm) -> None:
     student_needs, teacher_needs = term.needs(LAYERS)
     sides = [
@@ -439,6 +583,7 @@ def test_a_term_asks_for_all_that_it_reads(term: LossTerm) -> None:
 
 def test_terms_stand_in_groups_by_name_and_null_switches_one_off() -> None:
     assert list(TaskLosses().intermediate()) == ["embedding", "attention", "hidden"]
+    assert list(TaskLosses(relations=RelationLoss()).intermediate())[2] == "relations"
     assert list(TaskLosses().prediction()) == ["logits"]
     assert list(TaskLosses(attention=None, labels=LabelLoss()).intermediate()) == ["embedding", "hidden"]
     assert list(TaskLosses(logits=None, labels=LabelLoss()).prediction()) == ["labels"]
@@ -459,10 +604,44 @@ def test_wrong_settings_are_refused(wrong: str) -> None:
         WRONG_SETTINGS[wrong]()
 
 
-def test_an_attention_loss_between_different_head_counts_is_refused_with_the_remedy() -> None:
+def shape(heads: int, width: int) -> BertConfig:
+    return BertConfig(num_attention_heads=heads, hidden_size=width)
+
+
+def test_an_attention_loss_between_different_head_counts_is_refused_with_the_remedies() -> None:
+    six, twelve = shape(6, 48), shape(12, 48)
     with pytest.raises(
-        UserError, match=r"^student\.heads: 6, .* 12 .*student\.heads=12, or general\.losses\.att.*null"
+        UserError,
+        match=r"^student\.heads: 6, .* 12 .*student\.heads=12.*general\.losses\.attention=null.*general\.losses\."
+        r"relations=.*general\.losses\.attention\.heads=averaged",
     ):
-        check_heads(GeneralLosses(), "general.losses", 6, 12)
-    check_heads(TaskLosses(), "task.losses", 12, 12)
-    check_heads(TaskLosses(attention=None), "task.losses", 6, 12)
+        check_models(GeneralLosses(), "general.losses", six, twelve)
+    check_models(TaskLosses(), "task.losses", twelve, twelve)
+    for remedy in (
+        TaskLosses(attention=None),
+        TaskLosses(attention=None, relations=RelationLoss()),
+        TaskLosses(attention=AttentionLoss(heads="averaged")),
+    ):
+        check_models(remedy, "task.losses", six, twelve)
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (
+            RelationLoss(relation_heads=5),
+            r"relations\.relation_heads: 5 .* width 36 .*teacher's 48\. Set a divisor of 12",
+        ),
+        (RelationLoss(relations=()), r"relations\.relations: name query, key and value"),
+        (RelationLoss(relations=("value", "value")), r"each at most once"),
+    ],
+)
+def test_relations_that_cannot_be_compared_are_refused(term: RelationLoss, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_models(TaskLosses(relations=term), "task.losses", shape(12, 36), shape(12, 48))
+
+
+def test_padding_cannot_be_included_in_probabilities() -> None:
+    losses = TaskLosses(attention=AttentionLoss(compare="probabilities", padding="included"))
+    with pytest.raises(UserError, match=r"task\.losses\.attention\.padding: included"):
+        check_models(losses, "task.losses", shape(2, 12), shape(2, 12))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,16 @@ from distill.checkpoint import Checkpoints, cpu_state, write_folder, write_json
 from distill.data import Batches, Collator, tokenize
 from distill.interruption import Interrupted
 from distill.layer_map import LayerMapOptions, build_layer_map
-from distill.losses import AttentionLoss, EmbeddingLoss, HiddenLoss, LabelLoss, LogitsLoss, LossTerm, Match
+from distill.losses import (
+    AttentionLoss,
+    EmbeddingLoss,
+    HiddenLoss,
+    LabelLoss,
+    LogitsLoss,
+    LossTerm,
+    Match,
+    RelationLoss,
+)
 from distill.objective import Objective
 from distill.students import Student, StudentOptions, build_student, student_config
 from distill.tasks import TASKS
@@ -400,3 +410,55 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
             continue
     assert path.read_text(encoding="utf-8") == '{\n  "whole": true\n}\n'
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+
+
+# ---- gradient shares
+
+
+def test_shares_of_the_gradient_are_logged_when_measured_and_sum_to_one(setting: Setting) -> None:
+    tracker = ListTracker()
+    options = replace(OPTIONS, measure_gradients_every_steps=5)
+    setting.fit(setting.student(), options, terms=LAYERS, tracker=tracker)
+    rows = [row for row in tracker.rows if "gradient_share/hidden" in row]
+    assert [row["step"] for row in rows] == [1, 6, 11]
+    for row in rows:
+        assert sum(row[f"gradient_share/{name}"] for name in LAYERS) == pytest.approx(1)
+
+
+def test_measuring_gradients_changes_no_bit_of_the_training(setting: Setting) -> None:
+    students = []
+    for every in (1, 1000):
+        student = setting.student()
+        setting.fit(student, replace(OPTIONS, measure_gradients_every_steps=every), folder=f"every{every}")
+        students.append(student)
+    require_equal(*map(cpu_state, students))
+
+
+def test_balance_keeps_the_shares_at_their_configured_ratio(setting: Setting) -> None:
+    """At the first measurement exactly; it is that batch's own."""
+    terms: dict[str, LossTerm] = {"embedding": EmbeddingLoss(weight=1), "hidden": HiddenLoss(weight=3)}
+    tracker = ListTracker()
+    options = replace(OPTIONS, balance="gradient", measure_gradients_every_steps=100)
+    setting.fit(setting.student(), options, terms=terms, tracker=tracker)
+    first = next(row for row in tracker.rows if "gradient_share/hidden" in row)
+    assert first["gradient_share/embedding"] == pytest.approx(0.25)
+    assert first["gradient_share/hidden"] == pytest.approx(0.75)
+
+
+def test_a_balanced_training_resumes_to_the_bit(setting: Setting) -> None:
+    options = replace(OPTIONS, balance="gradient", measure_gradients_every_steps=4)
+    unbroken = setting.student()
+    setting.fit(unbroken, options)
+    with pytest.raises(Interrupted):
+        setting.fit(setting.student(), options, folder="broken", stop_after=6)
+    resumed = setting.student()
+    setting.fit(resumed, options, folder="broken")
+    require_equal(cpu_state(unbroken), cpu_state(resumed))
+
+
+def test_values_that_only_relations_read_are_trained(setting: Setting) -> None:
+    """The value projection of the last mapped layer gets its gradient from the V-V relation alone."""
+    student = setting.student()
+    before = student.model.bert.encoder.layer[1].attention.self.value.weight.clone()
+    setting.fit(student, terms={"relations": RelationLoss(relations=("value",))})
+    assert not torch.equal(student.model.bert.encoder.layer[1].attention.self.value.weight, before)
