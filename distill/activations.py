@@ -1,5 +1,5 @@
 """What a forward pass shows of a model: hidden states, queries, keys and values of chosen layers, logits.
-How attention is made to show them is left to attention.py; what is compared is left to losses.py."""
+How attention is made to show them is left to attention.py; what is compared is left to losses/."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """The attention function that lets queries, keys and values be seen while attention itself stays SDPA.
-What is made of them is left to losses.py.
+What is made of them is left to losses/.
 
 transformers' `output_attentions=True` forces eager attention and returns probabilities; TinyBERT matches the scores
 before the softmax. A function registered in `AttentionInterface` sees each layer's queries and keys as they enter

@@ -147,8 +147,13 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes a text that _Loader would take for a number."""
+    """Quotes a text that _Loader would take for a number, and one with a NEL, which YAML takes for a line break."""
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if "\x85" in data else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 for _side in (_Loader, _Dumper):
     _side.add_implicit_resolver(

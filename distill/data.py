@@ -1,5 +1,5 @@
 """From files to batches: loading and splitting, tokenising, length-aware batches, collation.
-What a row means is left to tasks.py; the unlabelled corpus of the general stage to corpus.py.
+What a row means is left to tasks.py, checking it to rows.py; the unlabelled corpus of the general stage to corpus.py.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from distill import bbc_news, tiny
+from distill.rows import canonical_rows
 from distill.settings import UserError, settings
-from distill.tasks import Columns, TaskType, canonical_rows
+from distill.tasks import Columns, TaskType
 
 EMBEDDED = {"bbc_news": bbc_news, "tiny": tiny}
 """Sets that need no file: the packaged BBC News, and generated sentences."""

@@ -1,5 +1,5 @@
 """Which teacher layer teaches which student layer; owns every off-by-one.
-What is compared between the layers is left to losses.py.
+What is compared between the layers is left to losses/.
 
 Two index spaces stay apart everywhere:
     attention   layers count from 1 to L; layer m's scores come from its m-th self-attention

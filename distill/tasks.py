@@ -1,5 +1,5 @@
 """One class per task type: its columns, its labels, its head, its encoding and what a prediction is.
-Loading files is left to data.py, the figures to evaluation.py.
+Loading files is left to data.py, checking their rows to rows.py, the figures to evaluation.py.
 
 Whatever a user's file calls its columns, a `Dataset` of this project has the canonical ones:
     sentences   text, text_pair (optional), label
@@ -12,7 +12,7 @@ word that each labelled piece begins, and windows starts and ends, where each pi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -365,74 +365,10 @@ TASKS: dict[str, TaskType] = {
 }
 
 
-def canonical_rows(dataset: Dataset, task: TaskType, columns: Columns, names: Sequence[str], split: str) -> Dataset:
-    """Rename and check: every text a string, every label within the names.
-
-    Raises:
-        UserError: naming the split, the row (from 0) and the rule.
-    """
-    mapping = task.columns(columns, dataset.column_names)
-    dataset = dataset.select_columns(list(dict.fromkeys(mapping.values())))
-    label_column = "tags" if "tags" in mapping else "answers" if "answers" in mapping else "label"
-
-    def check(rows: Rows, indices: list[int]) -> dict[str, list[Any]]:
-        checked: dict[str, list[Any]] = {}
-        for canonical, own in mapping.items():
-            key = _config_key(canonical)
-            read: Callable[[Any], Any] = _read_text if canonical not in (label_column, "tokens") else _read_words
-            if canonical == label_column:
-                read = lambda value: value if task.is_withheld(value) else task.read_label(value, names)  # noqa: E731
-            checked[canonical] = [
-                _located(read, value, key, own, split, index) for value, index in zip(rows[own], indices, strict=True)
-            ]
-        for index, words, tags in zip(indices, checked.get("tokens", []), checked.get("tags", []), strict=False):
-            if len(words) != len(tags):
-                raise UserError(
-                    f"data.label: row {index} of {split} has {len(words)} tokens and {len(tags)} tags; every token "
-                    "needs one tag. Correct or remove the row."
-                )
-        for index, context, answers in zip(
-            indices, checked.get("context", []), checked.get("answers", []), strict=False
-        ):
-            for text, start in zip(answers["text"][:1], answers["answer_start"][:1], strict=True):
-                if context[start : start + len(text)] != text:
-                    raise UserError(
-                        f"data.label: row {index} of {split}, column {mapping['answers']!r}: {text!r} does not stand "
-                        f"at {start} of the context. Correct or remove the row."
-                    )
-        return checked
-
-    return dataset.map(
-        check, batched=True, with_indices=True, remove_columns=dataset.column_names, desc=f"check {split}"
-    )
-
-
-def _located(read: Callable[[Any], Any], value: Any, key: str, column: str, split: str, index: int) -> Any:
-    try:
-        return read(value)
-    except ValueError as error:
-        raise UserError(
-            f"{key}: row {index} of {split}, column {column!r}: {error}. Correct or remove the row."
-        ) from None
-
-
-def _config_key(canonical: str) -> str:
+def config_key(canonical: str) -> str:
+    """The setting that names a canonical column."""
     names = {"tokens": "data.text", "tags": "data.label", "label": "data.label", "answers": "data.label"}
     return names.get(canonical, "data.text_pair" if canonical in ("text_pair", "context") else "data.text")
-
-
-def _read_text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not a text")
-    if not value.strip():
-        raise ValueError("the text is empty")
-    return value
-
-
-def _read_words(value: Any) -> list[str]:
-    if not isinstance(value, list) or not value or not all(isinstance(word, str) for word in value):
-        raise ValueError(f"{value!r} is not a list of words")
-    return value
 
 
 def _class_index(value: Any, names: Sequence[str]) -> int:
@@ -460,8 +396,8 @@ def _present(wanted: dict[str, str], available: Sequence[str]) -> dict[str, str]
     for canonical, own in wanted.items():
         if own not in available:
             raise UserError(
-                f"{_config_key(canonical)}: there is no column {own!r}; the data has {', '.join(available)}. "
-                f"Set {_config_key(canonical)} to one of them."
+                f"{config_key(canonical)}: there is no column {own!r}; the data has {', '.join(available)}. "
+                f"Set {config_key(canonical)} to one of them."
             )
     return wanted
 

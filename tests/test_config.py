@@ -46,6 +46,12 @@ def test_a_config_says_nothing_twice_that_a_default_says(path: Path) -> None:
     assert not [key for key, value in written.items() if value == default[key]]
 
 
+def test_a_next_line_character_survives_the_way_through_yaml(tmp_path: Path) -> None:
+    """YAML reads U+0085 in a plain or single-quoted text as a line break, and folds it to a space."""
+    config = parse_config({"output": "a\x85b"})
+    assert load_config(config_file(tmp_path, dump_config(config))) == config
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 2**31),

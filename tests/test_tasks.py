@@ -1,4 +1,4 @@
-"""Claims about distill/tasks.py: all five task types read a user's rows, encode, pad and decode them."""
+"""Claims about distill/tasks.py and rows.py: all five task types read a user's rows, encode, pad and decode them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from datasets import Dataset
 from distill import tiny
 from distill.data import Collator, tokenize
 from distill.evaluation import score
+from distill.rows import canonical_rows
 from distill.settings import UserError
-from distill.tasks import TASKS, Columns, canonical_rows
+from distill.tasks import TASKS, Columns
 
 TOKENIZER = tiny.tokenizer()
 IGNORED = -100
