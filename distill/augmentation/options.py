@@ -14,7 +14,7 @@ from distill.settings import settings
 class AugmentOptions:
     copies: PositiveInt = 20
     """Augmented copies of each row (N); as published 10 for MNLI and QQP, 30 for CoLA, MRPC, STS-B and RTE."""
-    probability: float = Field(0.4, gt=0, le=1)
+    probability: float = Field(default=0.4, gt=0, le=1)
     """Each word that has candidates is replaced with this probability (p)."""
     candidates: PositiveInt = 15
     """Candidates of a word (K): the masked LM's likeliest, or the nearest word vectors."""
