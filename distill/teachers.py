@@ -134,14 +134,19 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
+def positions(config: PreTrainedConfig) -> int | None:
+    """Word pieces that the model has positions for; None where it sets no limit."""
+    count: int | None = getattr(config, "max_position_embeddings", None)
+    if count is not None and config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        count -= config.pad_token_id + 1  # theirs begin behind the number of the padding piece
+    return count
+
+
 def check_length(checkpoint: Checkpoint, max_length: int, key: str) -> None:
     """Raises UserError where sequences would be longer than the model has positions."""
-    config = checkpoint.config
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= config.pad_token_id + 1  # theirs begin behind the number of the padding piece
-    if positions is not None and max_length > positions:
-        raise UserError(f"{key}: {max_length}, but the teacher has positions for {positions} pieces. Set at most that.")
+    most = positions(checkpoint.config)
+    if most is not None and max_length > most:
+        raise UserError(f"{key}: {max_length}, but the teacher has positions for {most} pieces. Set at most that.")
 
 
 def check_labels(config: PreTrainedConfig, names: Sequence[str]) -> None:

@@ -39,7 +39,7 @@ def run(
         list[str] | None, typer.Option(help="Do a finished stage, and what follows from it, again. May be repeated.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and print the plan with its cost; write nothing.")
+        bool, typer.Option("--dry-run", help="Print the plan with its cost and what `doctor` finds; write nothing.")
     ] = False,
 ) -> None:
     """Run the stages of a distillation: teacher, general, augment, task, evaluate, export.
@@ -66,6 +66,19 @@ def augment(
     run = open_run(loaded)
     display.show_samples(samples(run, show))
     close_run(run)
+
+
+@app.command()
+def doctor(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    output: Annotated[str | None, typer.Option(help="Run folder; replaces the config's output.")] = None,
+) -> None:
+    """Check teacher, tokenizer, labels, data and losses before a run, each finding with a remedy; write nothing.
+
+    The same as `run --dry-run`. Ends with 2 where a finding is an error.
+    """
+    _run(config, overrides or [], output, [], [], dry_run=True)
 
 
 @app.command()
@@ -126,20 +139,31 @@ def _run(
     config = _load(path, overrides, output)
 
     from pipelines import display
+    from pipelines.doctor import Level, examine
     from pipelines.pipeline import plan, prepare, run_stages
     from pipelines.run import close_run, open_run
 
     run = open_run(config)
+    findings = []
     with run.session.interruption.watched():
         due = prepare(run, stages, redo)
         works = plan(run, due)
         if run.is_main:
             display.show_plan(run, due, works)
-        if not dry_run:
+        if dry_run:
+            for finding in examine(run, due):
+                findings.append(finding)
+                if run.is_main:
+                    display.show_finding(finding)
+            if run.is_main:
+                display.show_verdict(findings)
+        else:
             summary = run_stages(run, due)
             if run.is_main:
                 display.show_summary(run, summary)
     close_run(run)
+    if any(finding.level is Level.ERROR for finding in findings):
+        raise typer.Exit(2)
 
 
 def _load(path: Path, overrides: list[str], output: str | None) -> Any:

@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.doctor import Finding, Level
 from pipelines.pipeline import Due
 from pipelines.run import Run
 from pipelines.stage import Work
 
+MARKS = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "bold yellow", Level.ERROR: "bold red"}
 ROWS = (("teacher", "teacher"), ("student", "student"), ("undistilled_student", "same student, labels alone"))
 
 
@@ -63,6 +65,27 @@ def show_plan(run: Run, due: Sequence[Due], works: Sequence[Work]) -> None:
     table.add_section()
     table.add_row("all", "", "", "", _duration(total), f"{sum(work.megabytes for work in works):,.0f} MB")
     console.print(table)
+
+
+def show_finding(finding: Finding) -> None:
+    """A mark, what it is about, what was found, and below it what to do; text from data is never read as markup."""
+    grid = Table.grid(padding=(0, 1))
+    for width in (len("warning"), 24):
+        grid.add_column(width=width)
+    grid.add_column()
+    mark = Text(finding.level.name.lower(), style=MARKS[finding.level])
+    grid.add_row(mark, Text(finding.subject), Text(finding.message))
+    if finding.remedy:
+        grid.add_row("", "", Text(f"-> {finding.remedy}", style="italic"))
+    _console().print(grid, highlight=False)
+
+
+def show_verdict(findings: Sequence[Finding]) -> None:
+    """How many findings of each level there are."""
+    counts = [(level, sum(finding.level is level for finding in findings)) for level in sorted(Level, reverse=True)]
+    _console().print(
+        Text(", ".join(f"{count} {level.name.lower()}{'s' if count != 1 else ''}" for level, count in counts[:-1]))
+    )
 
 
 def show_summary(run: Run, summary: dict[str, Any]) -> None:

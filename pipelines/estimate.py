@@ -45,7 +45,7 @@ def training_work(
     if distils:
         seconds_per_token += _seconds_per_token(run, teacher, backward=False)
     # AdamW keeps two values a parameter beside the weight; the best weights are a fourth copy.
-    megabytes = 4 * 4 * _parameters(trained) / 1e6
+    megabytes = 4 * 4 * parameters(trained) / 1e6
     return Work(
         name,
         f"{rows:,} sequences" if rows else "a stream",
@@ -89,6 +89,7 @@ def _median_seconds(step: Callable[[], None], device: torch.device) -> float:
     return sorted(times[1:])[1]
 
 
-def _parameters(config: PreTrainedConfig) -> int:
+def parameters(config: PreTrainedConfig) -> int:
+    """Of the encoder, counted without making it."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())

@@ -49,7 +49,7 @@ class GeneralStage(Stage):
 
     def depends_on(self, run: Run) -> Mapping[str, Any]:
         options = _options(run)
-        corpus = "streamed" if options.streaming else fingerprint(self._documents(run))
+        corpus = "streamed" if options.streaming else fingerprint(_documents(run))
         return {
             "general": to_plain(options),
             "student": to_plain(run.config.student),
@@ -62,24 +62,23 @@ class GeneralStage(Stage):
 
     def plan(self, run: Run) -> list[Work]:
         options = _options(run)
-        rows = 0 if options.streaming else len(self._sequences(run, self._documents(run)))
+        rows = 0 if options.streaming else len(_sequences(run, _documents(run)))
         return [training_work(run, "general", options.training, rows, length=options.max_length)]
 
     def run(self, run: Run) -> dict[str, Any]:
         options = _options(run)
-        batches = self._batches(run, run.placement)
         teacher = load_encoder(run.checkpoint).to(run.device)
         student = build_student(
             run.student_config(), None, run.config.student, teacher.config.hidden_size, run.config.seed
         )
-        initialize(run, student, teacher, self._batches(run, Placement()))
+        initialize(run, student, teacher, batches(run, Placement()))
         objective = Objective(options.losses.intermediate(), Match(run.layer_map, Logits.CLASSES))
         checkpoints = run.checkpoints("general")
         result = fit(
             student,
             run.frozen_for_training(teacher),
             objective,
-            batches,
+            batches(run, run.placement),
             options.training,
             run.session,
             name=self.name,
@@ -90,31 +89,35 @@ class GeneralStage(Stage):
         checkpoints.clear()
         return {"steps": result.steps, "tokens": result.tokens}
 
-    def _batches(self, run: Run, placement: Placement) -> StepSource:
-        options, collator = _options(run), Collator(run.tokenizer, None)
-        if not options.streaming:
-            return run.batches(self._sequences(run, self._documents(run)), options.training, collator, placement)
-        rows = load_corpus(options.corpus, streaming=True)
-        return StreamBatches(
-            pack(rows, run.tokenizer, options.max_length),
-            collator,
-            batch_size=options.training.batch_size,
-            accumulation=options.training.gradient_accumulation_steps,
-            placement=placement,
-        )
 
-    def _documents(self, run: Run) -> Dataset:
-        with run.accelerator.main_process_first():
-            documents = load_corpus(_options(run).corpus, streaming=False)
-        assert isinstance(documents, Dataset)
-        return documents
+def batches(run: Run, placement: Placement) -> StepSource:
+    """Training steps over the corpus."""
+    options, collator = _options(run), Collator(run.tokenizer, None)
+    if not options.streaming:
+        return run.batches(_sequences(run, _documents(run)), options.training, collator, placement)
+    rows = load_corpus(options.corpus, streaming=True)
+    return StreamBatches(
+        pack(rows, run.tokenizer, options.max_length),
+        collator,
+        batch_size=options.training.batch_size,
+        accumulation=options.training.gradient_accumulation_steps,
+        placement=placement,
+    )
 
-    def _sequences(self, run: Run, documents: Dataset) -> Dataset:
-        with run.accelerator.main_process_first():
-            sequences: Dataset = pack(documents, run.tokenizer, _options(run).max_length)
-        if not len(sequences):
-            raise UserError("general.corpus: it holds no text. Check general.corpus.data_files.")
-        return sequences
+
+def _documents(run: Run) -> Dataset:
+    with run.accelerator.main_process_first():
+        documents = load_corpus(_options(run).corpus, streaming=False)
+    assert isinstance(documents, Dataset)
+    return documents
+
+
+def _sequences(run: Run, documents: Dataset) -> Dataset:
+    with run.accelerator.main_process_first():
+        sequences: Dataset = pack(documents, run.tokenizer, _options(run).max_length)
+    if not len(sequences):
+        raise UserError("general.corpus: it holds no text. Check general.corpus.data_files.")
+    return sequences
 
 
 def student_folder(run: Run) -> Path:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,15 +93,23 @@ class Outcome:
 
 def run_cli(*arguments: str | Path) -> Outcome:
     """What scripts/distill.py does with these arguments, in this process."""
+    return _outcome(cli.run_main, ["scripts/distill.py", *map(str, arguments)])
+
+
+def run_tinybert(*arguments: str | Path) -> Outcome:
+    """What the command `tinybert` does with these arguments, in this process."""
+    return _outcome(cli.main, ["tinybert", *map(str, arguments)])
+
+
+def _outcome(main: Callable[[], None], command: list[str]) -> Outcome:
     out, err = io.StringIO(), io.StringIO()
-    command = ["scripts/distill.py", *map(str, arguments)]
     with (
         mock.patch.object(sys, "argv", command),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
         try:
-            cli.run_main()
+            main()
             status = 0
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
