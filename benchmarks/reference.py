@@ -16,7 +16,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,9 @@ from transformers.utils import logging
 
 from distill.activations import Activations, Needs, capture
 from distill.attention import show_attention
+from distill.config import parse_config
 from distill.layer_map import LayerMap
-from distill.losses import (
-    AttentionLoss,
-    EmbeddingLoss,
-    GeneralLosses,
-    HiddenLoss,
-    Logits,
-    LogitsLoss,
-    LossTerm,
-    Match,
-    check_models,
-)
+from distill.losses import Logits, LossTerm, Match, TaskLosses, check_models
 from distill.objective import Objective
 from distill.settings import UserError
 from distill.students import Student
@@ -47,11 +38,14 @@ from distill.students import Student
 LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
 
-PUBLISHED = GeneralLosses(
-    embedding=EmbeddingLoss(padding="included"),
-    attention=AttentionLoss(padding="included"),
-    hidden=HiddenLoss(padding="included"),
-)
+
+def _published_losses() -> TaskLosses:
+    task = parse_config({"preset": "reference"}).task
+    assert task is not None
+    return task.losses
+
+
+PUBLISHED = _published_losses()
 
 
 @dataclass(frozen=True)
@@ -135,7 +129,8 @@ def _figures(reference: _Reference) -> Iterator[Figure]:
 
     for key in expected:
         if found := re.fullmatch(r"soft_cross_entropy_t(\d+(?:\.\d+)?)", key):
-            term = LogitsLoss(temperature=float(found[1]), form="published")
+            assert PUBLISHED.logits is not None
+            term = replace(PUBLISHED.logits, temperature=float(found[1]))
             student_logits, teacher_logits = (
                 Activations(logits=torch.tensor(expected[f"{side}_logits"])) for side in ("student", "teacher")
             )

@@ -17,6 +17,7 @@ from distill.augmentation import AugmentOptions
 from distill.data import DataOptions, SourceOptions
 from distill.layer_map import LayerMapOptions
 from distill.losses import GeneralLosses, TaskLosses
+from distill.presets import under_preset
 from distill.settings import UserError, settings
 from distill.students import StudentOptions
 from distill.training import TrainingOptions
@@ -53,6 +54,8 @@ class TeacherOptions:
     """Checkpoint folder, hub name, or the packaged all-minilm-l6-v2."""
     training: TeacherTraining | None = None
     """Fine-tune it on the task first; null where it is fine-tuned already."""
+    dropout: bool = False
+    """Leave the teacher's dropout on while it teaches, as the published code does; it is noise in every target."""
 
 
 @settings
@@ -85,6 +88,8 @@ class TaskOptions:
     """The phase on intermediate layers; null skips it."""
     logits: LogitsTraining | None = dataclasses.field(default_factory=LogitsTraining)
     """The phase on logits; null skips it."""
+    augmented_logits: bool = True
+    """Whether the phase on logits trains on the augmented rows too (the paper: not for STS-B and SQuAD)."""
 
 
 @settings
@@ -110,6 +115,9 @@ class RuntimeOptions:
 
 @settings
 class Config:
+    preset: Literal["default", "paper", "reference"] = "default"
+    """Recipe under the settings given here: paper, or reference for what the published code computes; see
+    docs/presets.md."""
     output: str = "runs/default"
     """The run folder; --output replaces it."""
     seed: NonNegativeInt = 42
@@ -183,13 +191,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def parse_config(values: Mapping[str, Any]) -> Config:
-    """Validate plain values.
+    """Put the preset's values under the given ones and validate.
 
     Raises:
         UserError: naming the first wrong key, and the nearest known one where it is unknown.
     """
     try:
-        return _ADAPTER.validate_python(dict(values))
+        return _ADAPTER.validate_python(under_preset(values))
     except ValidationError as error:
         raise UserError(_explain(error.errors()[0])) from None
 

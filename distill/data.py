@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -55,6 +55,9 @@ class DataOptions(SourceOptions):
     """Share of the training rows held out where the source lacks a split to choose checkpoints by."""
     max_length: int = Field(default=128, ge=16)
     """Word pieces a text (or pair) is cut to, special ones included."""
+    padding: Literal["longest", "max_length"] = "longest"
+    """What training batches are padded to: their longest row; or max_length, as in the published code, which changes
+    figures only where a loss includes padding."""
     max_train_rows: PositiveInt | None = None
     """Use a random sample of the source's training rows."""
 
@@ -221,20 +224,20 @@ def fingerprint(rows: Dataset) -> str:
 
 
 class Collator:
-    """Pads a list of encoded rows to its longest, rounded up to a multiple of 8 for the matrix units."""
+    """Pads encoded rows to their longest, rounded up to a multiple of 8 for the matrix units, or to `length`."""
 
     multiple = 8
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: TaskType | None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: TaskType | None, *, length: int | None = None) -> None:
         pad = tokenizer.pad_token_id
         if pad is None:
             raise UserError("teacher.model: its tokenizer has no padding token. Add one to the tokenizer's folder.")
-        self.pad, self.task = pad, task
+        self.pad, self.task, self.length = pad, task, length
 
     def __call__(self, rows: Mapping[str, list[Any]], weights: Sequence[float]) -> dict[str, Tensor]:
         ids = rows["input_ids"]
         lengths = np.array([len(row) for row in ids])
-        length = -(-int(lengths.max()) // self.multiple) * self.multiple
+        length = self.length or -(-int(lengths.max()) // self.multiple) * self.multiple
         batch = {
             "input_ids": _padded(ids, length, self.pad),
             "attention_mask": torch.from_numpy((np.arange(length) < lengths[:, None]).astype(np.int64)),

@@ -126,7 +126,8 @@ def fit(
     Resumes from the newest checkpoint where there is one. Changes nothing but `student` and the checkpoints.
 
     Args:
-        teacher: frozen, in eval mode, on the device; None where no term of the objective uses one.
+        teacher: frozen, on the device, in eval mode unless its dropout is wanted in the targets; None where no term of
+            the objective uses one.
         name: the stage's name in the log, for instance task.intermediate.
         validation: without it the last weights are kept.
 
@@ -154,9 +155,12 @@ def fit(
 
     def validate(step: int) -> None:
         assert validation is not None
-        student.eval()
+        noisy = [model for model in (student, teacher) if model is not None and model.training]
+        for model in noisy:
+            model.eval()
         figures = validation.run()
-        student.train()
+        for model in noisy:
+            model.train()
         session.tracker.log(name, step, {f"validation/{key}": value for key, value in figures.items()})
         if _better(figures, state["best"], validation):
             state.update(best=figures, best_step=step)

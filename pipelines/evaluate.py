@@ -19,7 +19,7 @@ from distill.training import Validation, fit, total_steps
 from pipelines.estimate import training_work
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
-from pipelines.task import save_student, student_folder
+from pipelines.task import phases, save_student, student_folder
 
 
 class EvaluateStage(Stage):
@@ -63,10 +63,12 @@ class EvaluateStage(Stage):
             return given
         task = run.task_options
         base = task.logits or LogitsTraining()
-        phases = [phase for phase in (task.intermediate, task.logits) if phase is not None]
         copies = 1 + (run.config.augment.copies if run.config.augment else 0)
-        rows = len(run.features["train"]) * copies
-        steps = sum(total_steps(phase, -(-rows // phase.batch_size)) for phase in phases)
+        rows = len(run.features["train"])
+        steps = sum(
+            total_steps(phase, -(-rows * (copies if augmented else 1) // phase.batch_size))
+            for _, phase, augmented in phases(task)
+        )
         return replace(base, max_steps=steps)
 
     def _undistilled(self, run: Run) -> PreTrainedModel:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from distill.checkpoint import write_folder, write_tensors
 from distill.config import Config, GeneralOptions, to_plain
 from distill.corpus import StreamBatches, load_corpus, pack
-from distill.data import Collator, Placement, fingerprint
+from distill.data import Placement, fingerprint
 from distill.initialization import initialize_from_teacher
 from distill.losses import Logits, Match, check_models
 from distill.objective import Objective
@@ -52,6 +52,8 @@ class GeneralStage(Stage):
         corpus = "streamed" if options.streaming else fingerprint(_documents(run))
         return {
             "general": to_plain(options),
+            "teacher.dropout": run.config.teacher.dropout,
+            "data.padding": run.config.data.padding,
             "student": to_plain(run.config.student),
             "layer_map": to_plain(run.config.layer_map),
             "teacher.model": run.config.teacher.model,
@@ -92,7 +94,8 @@ class GeneralStage(Stage):
 
 def batches(run: Run, placement: Placement) -> StepSource:
     """Training steps over the corpus."""
-    options, collator = _options(run), Collator(run.tokenizer, None)
+    options = _options(run)
+    collator = run.training_collator(None, options.max_length)
     if not options.streaming:
         return run.batches(_sequences(run, _documents(run)), options.training, collator, placement)
     rows = load_corpus(options.corpus, streaming=True)

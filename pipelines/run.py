@@ -111,6 +111,11 @@ class Run:
     def collator(self) -> Collator:
         return Collator(self.tokenizer, self.task)
 
+    def training_collator(self, task: TaskType | None, max_length: int) -> Collator:
+        """Pads training batches as data.padding says."""
+        length = max_length if self.config.data.padding == "max_length" else None
+        return Collator(self.tokenizer, task, length=length)
+
     @cached_property
     def features(self) -> dict[str, Dataset]:
         """The encoded splits."""
@@ -130,7 +135,7 @@ class Run:
         """Training steps over encoded rows, this process's share of them where no other placement is given."""
         return Batches(
             features,
-            collator or self.collator,
+            collator or self.training_collator(self.task, self.config.data.max_length),
             batch_size=options.batch_size,
             accumulation=options.gradient_accumulation_steps,
             seed=self.config.seed,
@@ -187,7 +192,8 @@ class Run:
         return config
 
     def frozen_for_training(self, teacher: PreTrainedModel) -> PreTrainedModel:
-        """The teacher as a target: attention shown, weights in bf16 where training is."""
+        """The teacher as a target: attention shown, in bf16 where training is, with dropout where that is asked for."""
+        teacher.train(self.config.teacher.dropout)
         show_attention(teacher)
         return teacher.to(torch.bfloat16) if self.accelerator.mixed_precision == "bf16" else teacher
 

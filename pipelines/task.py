@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from distill.checkpoint import write_folder, write_json, write_tensors
-from distill.config import Config, to_plain
+from distill.config import Config, TaskOptions, to_plain
 from distill.data import Placement
 from distill.initialization import adopt_head
 from distill.losses import Match, check_models
@@ -22,7 +22,7 @@ from distill.objective import Objective
 from distill.settings import UserError
 from distill.students import Student, build_student, load_body
 from distill.teachers import check_length
-from distill.training import FitResult, Validation, distillation_loss, fit
+from distill.training import FitResult, TrainingOptions, Validation, distillation_loss, fit
 from pipelines import general
 from pipelines.augment import training_rows
 from pipelines.estimate import training_work
@@ -54,6 +54,7 @@ class TaskStage(Stage):
     def depends_on(self, run: Run) -> Mapping[str, Any]:
         return {
             "task": to_plain(run.task_options),
+            "teacher.dropout": run.config.teacher.dropout,
             "student": to_plain(run.config.student),
             "layer_map": to_plain(run.config.layer_map),
             "data": to_plain(run.config.data),
@@ -64,9 +65,11 @@ class TaskStage(Stage):
 
     def plan(self, run: Run) -> list[Work]:
         copies = 1 + (run.config.augment.copies if run.config.augment else 0)
-        rows = len(run.features["train"]) * copies
-        phases = {"task.intermediate": run.task_options.intermediate, "task.logits": run.task_options.logits}
-        return [training_work(run, name, options, rows) for name, options in phases.items() if options is not None]
+        rows = len(run.features["train"])
+        return [
+            training_work(run, f"task.{name}", options, rows * (copies if augmented else 1))
+            for name, options, augmented in phases(run.task_options)
+        ]
 
     def run(self, run: Run) -> dict[str, Any]:
         options = run.task_options
@@ -80,7 +83,8 @@ class TaskStage(Stage):
             # Read anew in float32: the frozen one may be in bf16.
             adopt_head(student, run.load_task_teacher())
         if options.logits is not None:
-            results["logits"] = self._logits(run, student, frozen, train)
+            rows = train if options.augmented_logits else run.features["train"]
+            results["logits"] = self._logits(run, student, frozen, rows)
         if run.is_main:
             save_student(student, run, student_folder(run))
         for phase in results:
@@ -157,6 +161,14 @@ class TaskStage(Stage):
             checkpoints=run.checkpoints("task", "logits"),
             validation=Validation(lambda: run.figures(student.model, "validation"), run.metric, higher_is_better=True),
         )
+
+
+def phases(options: TaskOptions) -> Iterator[tuple[str, TrainingOptions, bool]]:
+    """The phases that are on: name, training, and whether augmented rows take part."""
+    if options.intermediate is not None:
+        yield "intermediate", options.intermediate, True
+    if options.logits is not None:
+        yield "logits", options.logits, options.augmented_logits
 
 
 def student_folder(run: Run) -> Path:
