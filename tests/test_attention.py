@@ -119,3 +119,26 @@ def test_the_scale_is_one_over_the_root_of_the_head_width_where_a_family_names_n
         output, _ = AttentionInterface()[IMPLEMENTATION](torch.nn.Identity(), query, key, value, None, is_causal=False)
     expected = (seen[1].scores().softmax(-1) @ value).transpose(1, 2)
     torch.testing.assert_close(output, expected)
+
+
+def test_where_bf16_is_trained_on_a_cpu_attention_is_computed_in_float32() -> None:
+    """Its gradients are float32's of the same inputs, rounded once; SDPA's own bf16 ones are further away."""
+    shape, generator = (3, 2, 2, 40, 8), torch.Generator().manual_seed(0)
+    inputs = [tensor.bfloat16().requires_grad_(True) for tensor in torch.randn(shape, generator=generator)]
+    exact = [tensor.detach().double().requires_grad_(True) for tensor in inputs]
+    visible = torch.ones(2, 1, 40, 40, dtype=torch.bool)
+    visible[1, ..., 30:] = False
+    mask = torch.zeros(visible.shape, dtype=torch.float64).masked_fill(~visible, -math.inf)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = AttentionInterface()[IMPLEMENTATION](torch.nn.Identity(), *inputs, visible, is_causal=False)
+    assert output.dtype == torch.bfloat16
+    query, key, value = exact
+    expected = ((query @ key.transpose(-1, -2) / math.sqrt(8) + mask).softmax(-1) @ value).transpose(1, 2)
+    slope = torch.randn(expected.shape, generator=generator).bfloat16()
+    output.backward(slope)
+    expected.backward(slope.double())
+    rounding = 2**-8
+    torch.testing.assert_close(output.double(), expected, rtol=rounding, atol=1e-6)
+    for own, true in zip(inputs, exact, strict=True):
+        assert own.grad is not None
+        torch.testing.assert_close(own.grad.double(), true.grad, rtol=rounding, atol=1e-5)
