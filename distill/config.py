@@ -109,6 +109,8 @@ class RuntimeOptions:
     """Of training and the frozen teacher; auto: bf16 where a matrix product in it is measured faster."""
     keep_checkpoints: PositiveInt = 1
     """Training checkpoints kept while a stage runs."""
+    logits_cache: str | None = None
+    """Folder in which runs keep and find a teacher's logits; null: the run folder. Every process must see it."""
     cpu_threads: PositiveInt | None = None
     """Threads of a process on the CPU; torch's own choice where not given."""
 

@@ -26,6 +26,8 @@ from distill.tasks import Columns, TaskType
 EMBEDDED = {"bbc_news": bbc_news, "tiny": tiny}
 """Sets that need no file: the packaged BBC News, and generated sentences."""
 SPLITS = ("train", "validation", "test")
+BATCH_COLUMNS = ("input_ids", "token_type_ids", "labels", "teacher_logits")
+"""What training batches take of encoded rows."""
 
 
 @settings
@@ -247,6 +249,10 @@ class Collator:
             batch["token_type_ids"] = _padded(rows["token_type_ids"], length, 0)
         if self.task is not None:
             batch["labels"] = torch.from_numpy(self.task.pad_labels(rows["labels"], length))
+            if "teacher_logits" in rows:
+                batch["teacher_logits"] = torch.from_numpy(
+                    self.task.pad_logits(rows["teacher_logits"], lengths, length)
+                )
         return batch
 
 
@@ -294,9 +300,7 @@ class Batches:
         placement: Placement = Placement(),
         pin_memory: bool = False,
     ) -> None:
-        self.dataset = dataset.select_columns(
-            [name for name in ("input_ids", "token_type_ids", "labels") if name in dataset.column_names]
-        )
+        self.dataset = dataset.select_columns([name for name in BATCH_COLUMNS if name in dataset.column_names])
         self.lengths = np.asarray(dataset["length"][:], dtype=np.int64)
         self.collator, self.batch_size, self.accumulation = collator, batch_size, accumulation
         self.seed, self.placement, self.pin_memory = seed, placement, pin_memory

@@ -105,6 +105,15 @@ class TaskType:
         """A batch's labels as one array; token labels are padded to `length`."""
         return np.asarray(labels, dtype=np.int64)
 
+    def pad_logits(self, logits: list[Any], lengths: np.ndarray, length: int) -> np.ndarray:
+        """A batch's logits, flat by row, as one array (B, C); those of tokens and spans (B, length, C), padded by 0."""
+        if self.logits not in (Logits.TOKEN_CLASSES, Logits.SPAN):
+            return np.asarray(logits, dtype=np.float32)
+        padded = np.zeros((len(logits), length, len(logits[0]) // int(lengths[0])), dtype=np.float32)
+        for row, values, count in zip(padded, logits, lengths, strict=True):
+            row[:count] = np.asarray(values, dtype=np.float32).reshape(count, -1)
+        return padded
+
     def decode(
         self, logits: Sequence[np.ndarray], features: Dataset, rows: Dataset, names: Sequence[str]
     ) -> tuple[list[Any], list[Any]]:

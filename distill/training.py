@@ -127,7 +127,7 @@ def fit(
 
     Args:
         teacher: frozen, on the device, in eval mode unless its dropout is wanted in the targets; None where no term of
-            the objective uses one.
+            the objective uses one, or the batches hold its logits (teacher_logits) and no term needs more.
         name: the stage's name in the log, for instance task.intermediate.
         validation: without it the last weights are kept.
 
@@ -242,6 +242,8 @@ def distillation_loss(
 
 
 def _teach(teacher: PreTrainedModel | None, batch: Mapping[str, Tensor], needs: Needs) -> Activations:
+    if "teacher_logits" in batch and needs == Needs(logits=True):
+        return Activations(logits=batch["teacher_logits"])
     if teacher is None or needs == Needs():
         return Activations()
     with torch.no_grad():

@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from safetensors.torch import load_file
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from distill.activations import Needs
 from distill.checkpoint import write_folder, write_json, write_tensors
 from distill.config import Config, TaskOptions, to_plain
 from distill.data import Placement
@@ -21,8 +23,9 @@ from distill.losses import Match, check_models
 from distill.objective import Objective
 from distill.settings import UserError
 from distill.students import Student, build_student, load_body
+from distill.teacher_logits import teacher_logits
 from distill.teachers import check_length
-from distill.training import FitResult, TrainingOptions, Validation, distillation_loss, fit
+from distill.training import FitResult, TrainingOptions, Validation, distillation_loss, fit, total_steps
 from pipelines import general
 from pipelines.augment import training_rows
 from pipelines.estimate import training_work
@@ -91,6 +94,7 @@ class TaskStage(Stage):
             run.checkpoints("task", phase).clear()
             if run.is_main:
                 shutil.rmtree(_phase_file(run, phase).parent, ignore_errors=True)
+                shutil.rmtree(_own_logits(run), ignore_errors=True)
         return {
             "training_rows": len(train),
             "layer_map": run.layer_map.describe(),
@@ -150,6 +154,11 @@ class TaskStage(Stage):
         options = run.task_options.logits
         assert options is not None
         objective = Objective(run.task_options.losses.prediction(), Match(run.layer_map, run.task.logits))
+        steps_per_epoch = -(-len(train) // options.batch_size)
+        # With dropout a teacher says something else each time; in one epoch nothing is asked twice.
+        once = objective.teacher_needs == Needs(logits=True) and not run.config.teacher.dropout
+        if once and total_steps(options, steps_per_epoch) > steps_per_epoch:
+            train = concatenate_datasets([train, self._teacher_logits(run, teacher, train)], axis=1)
         return fit(
             student,
             teacher,
@@ -161,6 +170,20 @@ class TaskStage(Stage):
             checkpoints=run.checkpoints("task", "logits"),
             validation=Validation(lambda: run.figures(student.model, "validation"), run.metric, higher_is_better=True),
         )
+
+    def _teacher_logits(self, run: Run, teacher: PreTrainedModel, rows: Dataset) -> Dataset:
+        bar = tqdm(total=len(rows), desc="teacher logits", unit="row", dynamic_ncols=True, disable=not run.is_main)
+        shared = run.config.runtime.logits_cache
+        with bar:
+            return teacher_logits(
+                teacher,
+                rows,
+                run.collator,
+                run.accelerator,
+                folder=Path(shared) if shared else _own_logits(run),
+                batch_size=run.config.evaluate.batch_size,
+                progress=bar.update,
+            )
 
 
 def phases(options: TaskOptions) -> Iterator[tuple[str, TrainingOptions, bool]]:
@@ -184,6 +207,11 @@ def save_student(student: Student, run: Run, folder: Path) -> None:
         run.tokenizer.save_pretrained(temporary)
 
     write_folder(folder, save)
+
+
+def _own_logits(run: Run) -> Path:
+    """The teacher's logits where runs share none."""
+    return run.folder / "task" / "teacher_logits"
 
 
 def _phase_file(run: Run, phase: str) -> Path:
