@@ -3,16 +3,17 @@ How attention is made to show them is left to attention.py; what is compared is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from distill.attention import AttentionInputs, record_attention
-
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,23 @@ class Activations:
     logits: Tensor | None = None
 
 
+def model_inputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of a batch `model` takes: input_ids, attention_mask, and token_type_ids where it tells types apart.
+
+    The batch is made for teacher and student alike. DistilBERT, ModernBERT and MPNet do not take types, DeBERTa mostly
+    has no embeddings of them, RoBERTa has one, the default.
+    """
+    names = ["input_ids", "attention_mask"]
+    if getattr(model.config, "type_vocab_size", 0) > 1 and _takes_token_types(type(model).forward):
+        names.append("token_type_ids")
+    return {name: batch[name] for name in names if name in batch}
+
+
+@cache
+def _takes_token_types(forward: Callable[..., Any]) -> bool:
+    return "token_type_ids" in inspect.signature(forward).parameters
+
+
 def capture(model: PreTrainedModel, batch: Mapping[str, Tensor], needs: Needs) -> Activations:
     """Run `model` on `batch` and keep what `needs` names; nothing else is kept or computed for it.
 
@@ -44,12 +62,14 @@ def capture(model: PreTrainedModel, batch: Mapping[str, Tensor], needs: Needs) -
 
     Args:
         model: a model prepared by `attention.show_attention` when needs.attention is not empty.
-        batch: input_ids, attention_mask and, where the model takes them, token_type_ids; each (B, T).
+        batch: input_ids, attention_mask and, where the tokenizer makes them, token_type_ids; each (B, T).
+
+    Raises:
+        ValueError: attention is needed and the model cannot show it; see `attention.why_unseen`.
     """
-    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     body = model if needs.logits else model.base_model
-    with record_attention(needs.attention) as attention:
-        output = body(**inputs, output_hidden_states=bool(needs.hidden), return_dict=True)
+    with record_attention(model, needs.attention) as attention:
+        output = body(**model_inputs(body, batch), output_hidden_states=bool(needs.hidden), return_dict=True)
     hidden = {index: output.hidden_states[index] for index in sorted(needs.hidden)}
     return Activations(hidden, attention, read_logits(output) if needs.logits else None)
 

@@ -23,7 +23,7 @@ from seqeval.metrics import precision_score, recall_score
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import PreTrainedModel
 
-from distill.activations import MODEL_INPUTS, read_logits
+from distill.activations import model_inputs, read_logits
 from distill.data import Collator, Placement
 from distill.tasks import TaskType
 
@@ -157,7 +157,7 @@ def predict(
         for start in range(placement.rank * batch_size, len(order), batch_size * placement.processes):
             indices = order[start : start + batch_size]
             batch = collator(rows[indices], [0.0] * len(indices))
-            inputs = {name: batch[name].to(model.device) for name in MODEL_INPUTS if name in batch}
+            inputs = {name: tensor.to(model.device) for name, tensor in model_inputs(model, batch).items()}
             logits = read_logits(model(**inputs)).float().cpu().numpy()
             lengths = batch["attention_mask"].sum(-1).tolist()
             by_token = logits.ndim == 3
@@ -202,7 +202,7 @@ def latency_ms(model: PreTrainedModel, features: Dataset, collator: Collator, ro
     with torch.inference_mode():
         for index in [*range(min(5, len(sample))), *range(len(sample))]:
             batch = collator(sample[[index]], [0.0])
-            inputs = {name: batch[name].to(model.device) for name in MODEL_INPUTS if name in batch}
+            inputs = {name: tensor.to(model.device) for name, tensor in model_inputs(model, batch).items()}
             began = time.perf_counter()
             model(**inputs)
             if model.device.type == "cuda":

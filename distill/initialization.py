@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from distill.layer_map import LayerMap
 from distill.settings import UserError
-from distill.students import Student
+from distill.students import Student, can_be_cut
 
 
 @dataclass
@@ -111,8 +111,11 @@ def adopt_head(student: Student, teacher: PreTrainedModel) -> None:
 
     With W h_s + c ~ h_t, a linear head C on hidden states becomes C W. A head C f(A h + b) of two layers (a pooler and
     a classifier, or RoBERTa's and ELECTRA's own) keeps the D_s of its D_t neurons whose outgoing weights are largest:
-    rows of A W and columns of C, exact for those it keeps. Heads of other forms stay as they are.
+    rows of A W and columns of C, exact for those it keeps. Heads of other forms stay as they are, and those of students
+    that cannot be cut out of the teacher.
     """
+    if not can_be_cut(teacher.config, student.model.config):
+        return
     source, target = _head(teacher), _head(student.model)
     if source is None or target is None:
         return

@@ -3,7 +3,6 @@ width. Cutting a student out of the teacher's weights is left to initialization.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +15,18 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from distill.activations import Activations, Needs, capture
 from distill.attention import show_attention
+from distill.families import Shape, inner_width, shaped_config
 from distill.settings import UserError, settings
 from distill.tasks import TaskType
 
-FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "ernie")
-"""Families whose config follows BERT's field names, so that a student of any shape is the teacher's config, changed."""
+CUT = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra", "ernie"})
+"""Families whose layers are laid out like BERT's, so that a student can be cut out of its teacher's weights."""
 
 
 @settings
 class StudentOptions:
+    family: str | None = None
+    """Family of the student; where not given the teacher's own if students of it can be built, else bert."""
     layers: PositiveInt = 4
     """Encoder layers. TinyBERT4 has 4."""
     width: PositiveInt = 312
@@ -34,7 +36,8 @@ class StudentOptions:
     intermediate_size: PositiveInt = 1200
     """Inner width of the feed-forward blocks."""
     initialization: str = "teacher"
-    """random; teacher (cut out of the teacher's weights); or a checkpoint of this very shape, folder or hub name."""
+    """random; teacher (cut out of the teacher's weights, where both are of one family with BERT's layers); or a
+    checkpoint of this very shape, folder or hub name."""
     projection: Literal["auto", "identity", "shared", "separate_embedding", "per_layer"] = "auto"
     """How hidden states reach the teacher's width. identity: not at all, widths must be equal; shared: one matrix for
     all layers and the embeddings (published code); separate_embedding: one for the embeddings, one for all layers
@@ -54,25 +57,33 @@ def check_shape(options: StudentOptions) -> None:
 
 
 def student_config(teacher: PreTrainedConfig, options: StudentOptions) -> PreTrainedConfig:
-    """The teacher's config with the student's shape: same family, vocabulary, positions and labels."""
+    """A config of the student's family and shape, with the teacher's vocabulary, positions and labels.
+
+    Raises:
+        UserError: a family or a shape of which no student can be built.
+    """
     check_shape(options)
-    if teacher.model_type not in FAMILIES:
-        raise UserError(
-            f"teacher.model: no student of the family {teacher.model_type!r} can be built yet; supported are "
-            f"{', '.join(FAMILIES)}."
-        )
-    config = copy.deepcopy(teacher)
-    config.num_hidden_layers = options.layers
-    config.hidden_size = options.width
-    config.num_attention_heads = options.heads
-    config.intermediate_size = options.intermediate_size
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = options.dropout
-    if hasattr(config, "embedding_size"):  # ELECTRA
-        config.embedding_size = options.width
+    shape = Shape(options.layers, options.width, options.heads, options.intermediate_size, options.dropout)
+    config = shaped_config(teacher, options.family, shape)
     config.architectures = None
     config._name_or_path = ""
     config.dtype = torch.float32
     return config
+
+
+def can_be_cut(teacher: PreTrainedConfig, student: PreTrainedConfig) -> bool:
+    """Whether a student can be cut out of such a teacher, its task head included."""
+    return teacher.model_type == student.model_type and teacher.model_type in CUT
+
+
+def check_initialization(options: StudentOptions, teacher: PreTrainedConfig, student: PreTrainedConfig) -> None:
+    """Raises UserError where the student is to be cut out of a teacher from which it cannot be."""
+    if options.initialization == "teacher" and not can_be_cut(teacher, student):
+        raise UserError(
+            f"student.initialization: a {student.model_type} student cannot be cut out of a {teacher.model_type} "
+            "teacher's weights; both must be of one family with BERT's layers "
+            f"({', '.join(sorted(CUT))}). Set student.initialization=random, or to a checkpoint."
+        )
 
 
 class Student(nn.Module):
@@ -110,14 +121,25 @@ def build_student(
         task: None for an encoder alone (general distillation).
 
     Raises:
-        UserError: identity projection between different widths.
+        UserError: identity projection between different widths; a family without a head for the task.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModel.from_config(config) if task is None else task.auto_class.from_config(config)
+        model = _fresh_model(config, AutoModel if task is None else task.auto_class)
         projections = _build_projections(options, config.num_hidden_layers, teacher_width)
     show_attention(model)
     return Student(model, projections)
+
+
+def _fresh_model(config: PreTrainedConfig, auto_class: Any) -> PreTrainedModel:
+    try:
+        model: PreTrainedModel = auto_class.from_config(config)
+    except ValueError as error:
+        raise UserError(
+            f"student.family: transformers has no {auto_class.__name__} of the family {config.model_type!r}. Set "
+            "student.family=bert."
+        ) from error
+    return model
 
 
 def _build_projections(options: StudentOptions, layers: int, teacher_width: int) -> nn.ModuleDict:
@@ -155,12 +177,12 @@ def load_body(student: Student, source: str | Path) -> None:
             "random, teacher, or a checkpoint's folder or hub name."
         ) from error
     own: PreTrainedModel = student.model.base_model
-    for field in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"):
-        if getattr(body.config, field, None) != getattr(own.config, field):
+    for name, given in _shape_of(body.config).items():
+        wanted = _shape_of(own.config)[name]
+        if given != wanted:
             raise UserError(
-                f"student.initialization: {source} has {field}={getattr(body.config, field, None)}, the student "
-                f"{getattr(own.config, field)}. Make student.layers, width, heads and intermediate_size those of the "
-                "checkpoint."
+                f"student.initialization: {source} has {name}={given}, the student {wanted}. Make student.layers, "
+                "width, heads and intermediate_size those of the checkpoint."
             )
     try:
         result: Any = own.load_state_dict(body.state_dict(), strict=False)
@@ -172,4 +194,13 @@ def load_body(student: Student, source: str | Path) -> None:
     absent = {*report["missing_keys"], *result.missing_keys}
     missing = sorted(name for name in absent if not name.startswith("pooler."))
     if missing:
-        raise UserError(f"student.initialization: {source} lacks the weights {', '.join(missing[:3])}.")
+        raise UserError(
+            f"student.initialization: {source} lacks the weights {', '.join(missing[:3])}. It is a "
+            f"{body.config.model_type}, the student a {own.config.model_type}; give a checkpoint of the student's "
+            "family."
+        )
+
+
+def _shape_of(config: PreTrainedConfig) -> dict[str, int | None]:
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    return {name: getattr(config, name, None) for name in names} | {"intermediate_size": inner_width(config)}

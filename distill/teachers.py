@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from distill import tiny
+from distill.families import positions
 from distill.settings import UserError
 from distill.tasks import TaskType
 
@@ -132,14 +133,6 @@ def load_encoder(checkpoint: Checkpoint) -> PreTrainedModel:
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
     """Eval mode and no gradients: dropout in a teacher is noise in every target it gives."""
     return model.eval().requires_grad_(False)
-
-
-def positions(config: PreTrainedConfig) -> int | None:
-    """Word pieces that the model has positions for; None where it sets no limit."""
-    count: int | None = getattr(config, "max_position_embeddings", None)
-    if count is not None and config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        count -= config.pad_token_id + 1  # theirs begin behind the number of the padding piece
-    return count
 
 
 def check_length(checkpoint: Checkpoint, max_length: int, key: str) -> None:

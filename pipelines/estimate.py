@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from transformers import AutoModel, PreTrainedConfig
 
+from distill.families import positions
 from distill.training import TrainingOptions, total_steps
 from pipelines.run import Run
 from pipelines.stage import Work
@@ -57,16 +58,17 @@ def training_work(
 
 
 def _seconds_per_token(run: Run, config: PreTrainedConfig, *, backward: bool) -> float:
-    key = (config.num_hidden_layers, config.hidden_size, backward)
-    known: dict[tuple[int, int, bool], float] = run.__dict__.setdefault("_speeds", {})
+    key = (config.model_type, config.num_hidden_layers, config.hidden_size, backward)
+    known: dict[tuple[str, int, int, bool], float] = run.__dict__.setdefault("_speeds", {})
     if key not in known:
-        known[key] = _measure(run, config, backward) / (PROBE_ROWS * PROBE_LENGTH)
+        length = min(PROBE_LENGTH, positions(config) or PROBE_LENGTH)
+        known[key] = _measure(run, config, length, backward) / (PROBE_ROWS * length)
     return known[key]
 
 
-def _measure(run: Run, config: PreTrainedConfig, backward: bool) -> float:
+def _measure(run: Run, config: PreTrainedConfig, length: int, backward: bool) -> float:
     model = AutoModel.from_config(config).to(run.device)
-    ids = torch.ones(PROBE_ROWS, PROBE_LENGTH, dtype=torch.long, device=run.device)
+    ids = torch.ones(PROBE_ROWS, length, dtype=torch.long, device=run.device)
     mask = torch.ones_like(ids)
 
     def step() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
-from distill.activations import MODEL_INPUTS, read_logits
+from distill.activations import model_inputs, read_logits
 from distill.checkpoint import write_folder
 from distill.config import Config
 from pipelines import general, task
@@ -50,7 +50,7 @@ class ExportStage(Stage):
 
     def _require_equal(self, run: Run, model: PreTrainedModel, read_back: PreTrainedModel) -> None:
         text = run.tokenizer("The student that is read back says the same.", return_tensors="pt")
-        inputs = {name: text[name] for name in MODEL_INPUTS if name in text}
+        inputs = model_inputs(model, text)
         with torch.inference_mode():
             before, after = (self._output(one.eval(), inputs) for one in (model, read_back))
         if not torch.equal(before, after):

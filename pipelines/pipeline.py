@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from distill.checkpoint import write_json, write_text
 from distill.config import dump_config, to_plain
 from distill.settings import UserError
-from distill.students import build_student, load_body
+from distill.students import build_student, check_initialization, load_body
 from pipelines.augment import AugmentStage
 from pipelines.evaluate import EvaluateStage
 from pipelines.export import ExportStage
@@ -65,8 +65,13 @@ def prepare(run: Run, only: Collection[str] = (), redo: Collection[str] = ()) ->
         raise UserError("general and task are both null: there is nothing to do.")
     run.layer_map  # noqa: B018  (resolved here so that its errors come before any work)
     student = build_student(
-        run.student_config(), None, config.student, run.checkpoint.config.hidden_size, run.config.seed
+        run.student_config(),
+        run.task if config.task is not None else None,
+        config.student,
+        run.checkpoint.config.hidden_size,
+        run.config.seed,
     )
+    check_initialization(config.student, run.checkpoint.config, student.model.config)
     if config.student.initialization not in ("random", "teacher"):
         load_body(student, config.student.initialization)
     if config.task is not None and config.teacher.training is None:

@@ -40,6 +40,13 @@ FAMILY_SHAPES: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 8},
     "distilbert": {"dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 24},
     "mobilebert": {"embedding_size": 8, "intra_bottleneck_size": 8, "true_hidden_size": 8},
+    "deberta-v2": {  # as DeBERTa-v3
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+    },
     # Windows wider than the batch: within one, local attention is attention.
     "modernbert": {"local_attention": 64, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
 }

@@ -90,8 +90,8 @@ def test_a_model_whose_attention_is_not_shown_is_told_so(teacher: PreTrainedMode
         capture(teacher, batch, Needs(attention=frozenset({1, 2})))
 
 
-def test_an_error_in_the_forward_pass_is_not_hidden_by_the_recorder() -> None:
-    with pytest.raises(ZeroDivisionError), record_attention({1}):
+def test_an_error_in_the_forward_pass_is_not_hidden_by_the_recorder(teacher: PreTrainedModel) -> None:
+    with pytest.raises(ZeroDivisionError), record_attention(teacher, {1}):
         _ = 1 / 0
 
 
@@ -113,9 +113,9 @@ def test_span_logits_are_start_and_end(build_model, batch: dict[str, Tensor]) ->
     assert torch.equal(logits[..., 1], plain.end_logits)
 
 
-def test_the_scale_is_one_over_the_root_of_the_head_width_where_a_family_names_none() -> None:
+def test_the_scale_is_one_over_the_root_of_the_head_width_where_a_family_names_none(teacher: PreTrainedModel) -> None:
     query, key, value = torch.randn(3, 1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
-    with record_attention({1}) as seen:
+    with record_attention(teacher, {1}) as seen:
         output, _ = AttentionInterface()[IMPLEMENTATION](torch.nn.Identity(), query, key, value, None, is_causal=False)
     expected = (seen[1].scores().softmax(-1) @ value).transpose(1, 2)
     torch.testing.assert_close(output, expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -170,6 +172,83 @@ def test_averaged_heads_compare_mean_maps_of_any_two_head_counts(compare: Any) -
         expected.append(sum(float(np.mean((t - s) ** 2)) if compare == "scores" else kl(t, s) for t, s in pairs))
     term = AttentionLoss(compare=compare, heads="averaged")
     assert_close(term(student, teacher, make_batch(), Match(LAYERS, Logits.CLASSES)), expected)
+
+
+# Windows
+
+
+def with_window(inputs: AttentionInputs, window: int | None) -> AttentionInputs:
+    return dataclasses.replace(inputs, window=window)
+
+
+def windowed_oracle(compare: str, padding: str, width: int) -> list[float]:
+    """Only the pairs at most `width` apart exist, for both models; heads are compared one by one."""
+    student, teacher = pair_of()
+    values = []
+    for b, n in enumerate(LENGTHS):
+        side, total = (n if padding == "masked" else T), 0.0
+        for (m, g), h in itertools.product(LAYERS.attention, range(H)):
+            own, given = student.attention[m], teacher.attention[g]
+            near = [[j for j in range(side) if abs(i - j) <= width] for i in range(side)]
+            if compare == "scores":
+                errors = [
+                    (score(own, b, h, i, j) - score(given, b, h, i, j)) ** 2 if j < n else 0.0
+                    for i in range(side)
+                    for j in near[i]
+                ]
+            else:
+                maps = [
+                    [softmax(np.array([score(a, b, h, i, j) for j in near[i]])) for i in range(n)] for a in (given, own)
+                ]
+                errors = [float(np.sum(t * np.log(t / s))) for t, s in zip(*maps, strict=True)]
+            total += math.fsum(errors) / len(errors) / H
+        values.append(total)
+    return values
+
+
+@pytest.mark.parametrize(("student_window", "teacher_window"), [(None, 1), (1, None), (3, 1), (1, 1)])
+@pytest.mark.parametrize(
+    ("compare", "padding"), [("scores", "masked"), ("scores", "included"), ("probabilities", "masked")]
+)
+def test_only_pairs_within_both_windows_are_compared(
+    student_window: int | None, teacher_window: int | None, compare: Any, padding: Any
+) -> None:
+    student, teacher = pair_of()
+    own = {m: with_window(inputs, student_window) for m, inputs in student.attention.items()}
+    given = {g: with_window(inputs, teacher_window) for g, inputs in teacher.attention.items()}
+    term = AttentionLoss(compare=compare, padding=padding)
+    values = term(Activations(attention=own), Activations(attention=given), make_batch(), Match(LAYERS, Logits.CLASSES))
+    assert_close(values, windowed_oracle(compare, padding, width=1))
+
+
+@pytest.mark.parametrize("compare", ["scores", "probabilities"])
+@pytest.mark.parametrize("heads", ["paired", "averaged"])
+def test_a_pair_beyond_the_window_gets_no_gradient(compare: Any, heads: Any) -> None:
+    """Query 0 sees keys 0 and 1 of the teacher's: what key 4 is to it does not matter, and is not taught."""
+    student, teacher = pair_of()
+    query, key = (getattr(student.attention[1], name).clone().requires_grad_() for name in ("query", "key"))
+    seen = torch.zeros(B, 1, T, 1)
+    seen[:, :, 0] = 1
+    own = AttentionInputs(query * seen, key, key, 0.5)
+    given = with_window(teacher.attention[2], 1)
+    given = dataclasses.replace(given, query=given.query * seen)
+    match = Match(LayerMap(((1, 1),), ((1, 1),), 1, 1), Logits.CLASSES)
+    term = AttentionLoss(compare=compare, heads=heads)
+    term(Activations(attention={1: own}), Activations(attention={1: given}), make_batch(), match)[0].backward()
+    assert key.grad is not None
+    assert key.grad[0, :, :2].abs().min() > 0
+    assert key.grad[0, :, 2:].abs().max() == 0
+
+
+def test_relations_are_not_narrowed_by_a_window() -> None:
+    student, teacher = pair_of()
+    narrow = Activations(attention={g: with_window(inputs, 1) for g, inputs in teacher.attention.items()})
+    match = Match(LAYERS, Logits.CLASSES)
+    plain, windowed = (RelationLoss()(student, one, make_batch(), match) for one in (teacher, narrow))
+    assert torch.equal(plain, windowed)
+
+
+# Relations
 
 
 def relation(x: Tensor, b: int, head: int, heads: int, n: int) -> np.ndarray:

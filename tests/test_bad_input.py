@@ -224,6 +224,12 @@ CASES: dict[str, tuple[Overrides | Callable[[Path], Overrides], tuple[str, ...]]
     "other head count": (["student.heads=2"], ("student.heads", "4")),
     "identity between widths": (["student.projection=identity"], ("student.projection", "24", "32")),
     "student of another shape": (["student.initialization=tiny-random"], ("student.initialization",)),
+    "student of no such family": (["student.family=gpt2"], ("student.family", "'gpt2'", "distilbert")),
+    "student of a bottleneck": (["student.family=mobilebert"], ("student.family", "bottleneck")),
+    "student that cannot be cut": (
+        ["student.family=distilbert"],
+        ("student.initialization", "distilbert", "student.initialization=random"),
+    ),
     "misspelt key": (["task.intermediat.epochs=1"], ("task.intermediat", "task.intermediate?")),
     "misspelt loss": (["task.losses.atention.weight=1"], ("task.losses.atention", "task.losses.attention?")),
     "negative rate": (["task.logits.learning_rate=-1"], ("task.logits.learning_rate", "greater than 0")),

@@ -12,11 +12,19 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from distill.activations import Needs
+from distill.families import FAMILIES, positions
 from distill.settings import UserError
-from distill.students import FAMILIES, Student, StudentOptions, build_student, load_body, student_config
+from distill.students import (
+    Student,
+    StudentOptions,
+    build_student,
+    check_initialization,
+    load_body,
+    student_config,
+)
 from distill.tasks import TASKS, TaskType
 
 CLASSES = TASKS["single_label_classification"]
@@ -76,7 +84,7 @@ def test_a_student_of_every_family_and_task_loads_without_this_project(
 
         saved = json.loads((folder / "config.json").read_text())
         assert saved["model_type"] == family
-        assert saved["hidden_size"] == 12
+        assert AutoConfig.from_pretrained(folder).hidden_size == 12
         assert "auto_map" not in saved
         assert "sdpa_shown" not in str(saved)
         with safe_open(folder / "model.safetensors", "pt") as file:
@@ -124,9 +132,94 @@ def test_width_must_be_a_multiple_of_heads(teacher: PreTrainedModel) -> None:
         build(teacher, heads=5)
 
 
-def test_a_family_that_no_student_can_follow_is_named(build_model) -> None:
-    with pytest.raises(UserError, match=r"family 'distilbert' .* supported are bert, roberta"):
-        build(build_model("distilbert"))
+# Families
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "mobilebert", "megatron-bert"])
+def test_a_student_is_of_the_teachers_family_or_else_a_bert(family: str, build_model) -> None:
+    expected = family if family in FAMILIES else "bert"
+    assert student_config(build_model(family).config, options_of()).model_type == expected
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["modernbert", "deberta-v2", "mpnet", "nomic_bert", "mobilebert", "distilbert", "albert", "roberta", "xlm-roberta"],
+)
+@torch.no_grad()
+def test_a_bert_student_reads_the_pieces_of_a_teacher_of_another_family(
+    family: str, build_model, batch: dict[str, Tensor]
+) -> None:
+    teacher = build_model(family, pad_token_id=1)
+    teacher.config.id2label = {0: "weather", 1: "music", 2: "sport"}
+    student = build(teacher, family="bert")
+    config, embeddings = student.model.config, student.model.bert.embeddings
+    assert config.model_type == "bert"
+    assert config.id2label == teacher.config.id2label
+    assert config.pad_token_id == embeddings.word_embeddings.padding_idx == 1
+    assert embeddings.word_embeddings.num_embeddings == 60
+    # RoBERTa's and MPNet's 40 are 2 short, since theirs begin behind the number of the padding piece.
+    readable = 38 if family in ("mpnet", "roberta", "xlm-roberta") else 40
+    assert embeddings.position_embeddings.num_embeddings == readable
+    ids = torch.full((2, readable), 7)
+    whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    assert student(whole, Needs(logits=True)).logits.isfinite().all()
+    needs = Needs(hidden=frozenset({0, 2}), attention=frozenset({1, 2}))
+    assert student(batch, needs).hidden[2].shape == (4, 9, TEACHER_WIDTH)
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"mpnet"}))
+@torch.no_grad()
+def test_a_student_of_any_family_reads_all_that_a_bert_teacher_reads(family: str, build_model) -> None:
+    """But MPNet, which is refused for this teacher's padding, see below."""
+    student = build(build_model(pad_token_id=0), family=family)
+    assert positions(student.model.config) == 40
+    ids = torch.full((2, 40), 7)
+    whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.ones_like(ids)}
+    acts = student(whole, Needs(hidden=frozenset({0, 1, 2}), attention=frozenset({1, 2}), logits=True))
+    assert acts.logits.isfinite().all()
+    assert acts.hidden[0].shape == acts.hidden[2].shape == (2, 40, TEACHER_WIDTH)
+    assert acts.attention[2].query.shape == (2, 2, 40, 6)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "family", "message"),
+    [
+        ("bert", "gpt2", r"family 'gpt2' .* Give one of bert, roberta"),
+        ("bert", "mobilebert", r"family 'mobilebert' .*bottleneck.* Give one of bert"),
+        ("bert", "mpnet", r"mpnet counts positions .* which is 0 .*student\.family=bert"),
+        ("modernbert", "roberta", r"roberta counts positions .* which is 57 .*student\.family=bert"),
+    ],
+)
+def test_a_family_that_no_student_can_be_of_is_refused(teacher: str, family: str, message: str, build_model) -> None:
+    model = build_model(teacher, pad_token_id=57 if teacher == "modernbert" else 0)
+    with pytest.raises(UserError, match=rf"student\.family: .*{message}"):
+        build(model, family=family)
+
+
+def test_a_decoder_is_no_teacher() -> None:
+    with pytest.raises(UserError, match=r"teacher\.model: gpt2 is no encoder of BERT's kind"):
+        student_config(AutoConfig.for_model("gpt2"), options_of())
+
+
+def test_rotary_heads_have_an_even_width(build_model) -> None:
+    with pytest.raises(UserError, match=r"student\.width: 10 over student\.heads=2 .* multiple of 4"):
+        build(build_model("modernbert"), width=10)
+
+
+def test_a_family_without_a_head_for_the_task_is_refused(build_model) -> None:
+    with pytest.raises(UserError, match=r"no AutoModelForQuestionAnswering .*'nomic_bert'.*student\.family=bert"):
+        build(build_model("nomic_bert"), TASKS["question_answering"])
+
+
+@pytest.mark.parametrize(("teacher", "family"), [("modernbert", "bert"), ("bert", "distilbert"), ("mpnet", "mpnet")])
+def test_a_student_that_cannot_be_cut_out_of_its_teacher_starts_otherwise(
+    teacher: str, family: str, build_model
+) -> None:
+    given = build_model(teacher).config
+    options = options_of(family=family, initialization="teacher")
+    with pytest.raises(UserError, match=rf"a {family} student .* a {teacher} .*student\.initialization=random"):
+        check_initialization(options, given, student_config(given, options))
+    check_initialization(options_of(family=family, initialization="random"), given, student_config(given, options))
 
 
 def test_a_seed_decides_the_weights_and_leaves_other_randomness_alone(teacher: PreTrainedModel) -> None:

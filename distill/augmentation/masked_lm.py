@@ -200,7 +200,9 @@ class MaskedCandidates:
 
         # What follows attention in the last layer works position by position.
         layers = getattr(getattr(self.model.base_model, "encoder", None), "layer", None)
-        after_attention = getattr(getattr(layers[-1], "attention", None), "output", None) if layers else None
+        # MobileBERT's layer adds its whole input once more at its end.
+        last = None if layers is None or hasattr(layers[-1], "bottleneck") else layers[-1]
+        after_attention = getattr(getattr(last, "attention", None), "output", None)
         if after_attention is not None:
             handle = after_attention.register_forward_pre_hook(select_inputs)
         else:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from distill.activations import Activations, Needs
-from distill.attention import AttentionInputs
+from distill.attention import AttentionInputs, why_unseen
 from distill.layer_map import LayerMap
 from distill.losses.term import Batch, LossTerm, Match, Padding, masked_mean, positions
 from distill.settings import UserError, settings
@@ -29,6 +29,13 @@ class _OnAttention(LossTerm):
         students, teachers = (frozenset(side) for side in zip(*layers.attention, strict=True))
         return Needs(attention=students), Needs(attention=teachers)
 
+    def check(self, key: str, student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
+        if (reason := why_unseen(teacher)) is not None:
+            raise UserError(
+                f"{key}: it needs the teacher's attention, which cannot be seen: {reason}. Set {key}=null, or give "
+                "another teacher (teacher.model)."
+            )
+
 
 @settings
 class AttentionLoss(_OnAttention):
@@ -42,6 +49,9 @@ class AttentionLoss(_OnAttention):
                    n keys.
     With heads: averaged, A and p are their means over the heads of each model, so that head counts may differ.
     Shapes (B, H, T, d).
+    Where a layer of either model attends within a window alone (ModernBERT's local layers), only the pairs that both
+    attend to count, in the means and in the softmaxes. Terms of relative position that a family adds to its scores
+    (DeBERTa, MPNet) are not in A, see AttentionInputs: there p is the softmax of the content scores.
     Source: scores: TinyBERT (arXiv 1909.10351), eq. 7; probabilities: MiniLM (arXiv 2002.10957), eq. 4.
     """
 
@@ -54,6 +64,7 @@ class AttentionLoss(_OnAttention):
     published code."""
 
     def check(self, key: str, student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
+        super().check(key, student, teacher)
         if self.compare == "probabilities" and self.padding == "included":
             raise UserError(f"{key}.padding: included exists for compare=scores alone. Set {key}.padding=masked.")
         if self.heads == "paired" and student.num_attention_heads != teacher.num_attention_heads:
@@ -77,12 +88,18 @@ class AttentionLoss(_OnAttention):
             student, teacher = _head_mean(student), _head_mean(teacher)
         queries = positions(batch, self.padding)
         difference = _score_difference(student, teacher, queries, batch["attention_mask"])
-        pairs = queries.sum(-1).float().square().clamp(min=1)
-        return difference.float().square().sum((1, 2, 3)) / (difference.shape[1] * pairs)
+        visible = _visible_to_both(student, teacher)
+        if visible is None:
+            pairs = queries.sum(-1).float().square()
+        else:
+            difference = difference.masked_fill(~visible, 0)
+            pairs = ((queries.float() @ visible.float()) * queries).sum(-1)
+        return difference.float().square().sum((1, 2, 3)) / (difference.shape[1] * pairs.clamp(min=1))
 
     def _divergence(self, student: AttentionInputs, teacher: AttentionInputs, batch: Batch) -> Tensor:
         keys = batch["attention_mask"]
-        logs = [_log_probabilities(side.scores(), keys) for side in (student, teacher)]
+        visible = _visible_to_both(student, teacher)
+        logs = [_log_probabilities(side.scores(), keys, visible) for side in (student, teacher)]
         if self.heads == "averaged":
             logs = [log.logsumexp(1, keepdim=True) - math.log(log.shape[1]) for log in logs]
         return _map_divergence(logs[0], logs[1], keys)
@@ -94,7 +111,8 @@ class RelationLoss(_OnAttention):
 
     Of the queries, keys or values X of all heads, (B, T, H d), cut anew into R relation heads of width r:
     L = sum over pairs (m, g) and over the named relations of mean over R heads and n queries of KL(p_t || p_s),
-    p = softmax over the n keys of X X' / sqrt(r).
+    p = softmax over the n keys of X X' / sqrt(r). A window of attention does not narrow them: they relate what the
+    layer computes for every position, not what a position attends to.
     Source: MiniLMv2 (arXiv 2012.15828), eq. 4 to 7; with relations: [value] and R the attention heads, MiniLM's value
     relation (arXiv 2002.10957), eq. 5 and 6. Both take one pair, the last student layer from the last teacher layer
     (upper middle for large teachers): layer_map.attention_pairs=[[M, N]].
@@ -106,6 +124,7 @@ class RelationLoss(_OnAttention):
     """R; a divisor of both models' attention widths. Where not given, the largest one up to 48."""
 
     def check(self, key: str, student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
+        super().check(key, student, teacher)
         widths = _attention_width(student), _attention_width(teacher)
         if not self.relations or len(set(self.relations)) < len(self.relations):
             raise UserError(f"{key}.relations: name query, key and value, each at most once, and at least one.")
@@ -147,7 +166,15 @@ def _relation(x: Tensor, heads: int) -> Tensor:
 def _head_mean(inputs: AttentionInputs) -> AttentionInputs:
     """One head whose scores are the mean of all heads': their queries and keys side by side, scaled by 1 / H."""
     query, key, value = (x.transpose(1, 2).flatten(2).unsqueeze(1) for x in (inputs.query, inputs.key, inputs.value))
-    return AttentionInputs(query, key, value, inputs.scaling / inputs.query.shape[1])
+    return AttentionInputs(query, key, value, inputs.scaling / inputs.query.shape[1], inputs.window)
+
+
+def _visible_to_both(student: AttentionInputs, teacher: AttentionInputs) -> Tensor | None:
+    """(T, T) bool, the pairs within both windows; None where neither leaves any out."""
+    own, given = student.visible(), teacher.visible()
+    if own is None or given is None:
+        return given if own is None else own
+    return own & given
 
 
 def _score_difference(student: AttentionInputs, teacher: AttentionInputs, queries: Tensor, keys: Tensor) -> Tensor:
@@ -160,9 +187,11 @@ def _score_difference(student: AttentionInputs, teacher: AttentionInputs, querie
     return torch.matmul(query * query_mask, (key * key_mask).transpose(-1, -2))
 
 
-def _log_probabilities(scores: Tensor, keys: Tensor) -> Tensor:
-    """Log softmax over the valid keys, float32; masked keys get (almost) no probability."""
+def _log_probabilities(scores: Tensor, keys: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Log softmax over the valid keys, of those only the visible ones, float32; others get (almost) no probability."""
     hidden = keys[:, None, None, :] == 0
+    if visible is not None:
+        hidden = hidden | ~visible
     return scores.float().masked_fill(hidden, torch.finfo(torch.float32).min).log_softmax(-1)
 
 

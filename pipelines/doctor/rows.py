@@ -12,8 +12,8 @@ import numpy as np
 from datasets import Dataset
 
 from distill.augmentation import TextColumns, row_keys
+from distill.families import positions
 from distill.losses import Logits
-from distill.teachers import positions
 from pipelines.doctor.finding import Finding, Level
 from pipelines.doctor.preflight import TEXT_ROWS, Preflight
 
