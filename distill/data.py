@@ -239,7 +239,7 @@ class Collator:
     def __call__(self, rows: Mapping[str, list[Any]], weights: Sequence[float]) -> dict[str, Tensor]:
         ids = rows["input_ids"]
         lengths = np.array([len(row) for row in ids])
-        length = self.length or -(-int(lengths.max()) // self.multiple) * self.multiple
+        length = self.width(lengths)
         batch = {
             "input_ids": _padded(ids, length, self.pad),
             "attention_mask": torch.from_numpy((np.arange(length) < lengths[:, None]).astype(np.int64)),
@@ -254,6 +254,10 @@ class Collator:
                     self.task.pad_logits(rows["teacher_logits"], lengths, length)
                 )
         return batch
+
+    def width(self, lengths: np.ndarray) -> int:
+        """Pieces of each row of a batch of such lengths, padding included."""
+        return self.length or -(-int(lengths.max()) // self.multiple) * self.multiple
 
 
 def _padded(rows: list[list[int]], length: int, value: int) -> Tensor:

@@ -35,6 +35,9 @@ class StudentOptions:
     """Attention heads; as many as the teacher's where attention scores are matched."""
     intermediate_size: PositiveInt = 1200
     """Inner width of the feed-forward blocks."""
+    tokenizer: str | None = None
+    """Tokenizer, a folder or hub name, where the student does not read the teacher's pieces. With another vocabulary
+    only logits of whole sequences can be distilled."""
     initialization: str = "teacher"
     """random; teacher (cut out of the teacher's weights, where both are of one family with BERT's layers); or a
     checkpoint of this very shape, folder or hub name."""

@@ -5,12 +5,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BertConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from distill import tiny
 from distill.families import positions
@@ -83,6 +91,26 @@ def open_checkpoint(model: str, key: str = "teacher.model") -> Checkpoint:
     return Checkpoint(source, config, tokenizer)
 
 
+def open_tokenizer(source: str, key: str = "student.tokenizer") -> Checkpoint:
+    """A tokenizer, with the config beside it or, where there is none, that of a BERT for its vocabulary.
+
+    Raises:
+        UserError: there is no tokenizer, or it does not belong to the config.
+    """
+    if not Path(source).is_dir() or (Path(source) / "config.json").is_file():
+        return open_checkpoint(source, key)
+    if not any((Path(source) / name).is_file() for name in VOCABULARIES):
+        raise UserError(f"{key}: {source} holds no tokenizer. Give a folder with tokenizer.json, or a hub name.")
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    return Checkpoint(source, BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id), tokenizer)
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 over the pieces in the order of their numbers."""
+    ordered = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    return hashlib.sha256(json.dumps(ordered).encode()).hexdigest()
+
+
 def load_teacher(checkpoint: Checkpoint, task: TaskType, names: Sequence[str], *, fresh_head: bool) -> PreTrainedModel:
     """The checkpoint under the task's head, float32, in eval mode, without gradients.
 
@@ -139,7 +167,9 @@ def check_length(checkpoint: Checkpoint, max_length: int, key: str) -> None:
     """Raises UserError where sequences would be longer than the model has positions."""
     most = positions(checkpoint.config)
     if most is not None and max_length > most:
-        raise UserError(f"{key}: {max_length}, but the teacher has positions for {most} pieces. Set at most that.")
+        raise UserError(
+            f"{key}: {max_length}, but {checkpoint.source} has positions for {most} pieces. Set at most that."
+        )
 
 
 def check_labels(config: PreTrainedConfig, names: Sequence[str]) -> None:

@@ -28,6 +28,12 @@ def show_plan(run: Run, due: Sequence[Due], works: Sequence[Work]) -> None:
         f"{student.intermediate_size} inner)"
     )
     console.print(f"layers: {run.layer_map.describe()}", highlight=False)
+    if run.tokenizers_differ:
+        console.print(
+            f"tokenizer: the student reads the pieces of {run.config.student.tokenizer}, the teacher its own; only "
+            "logits are distilled",
+            highlight=False,
+        )
     if run.config.task is not None:
         counts = ", ".join(f"{len(rows):,} {split}" for split, rows in run.data.splits.items())
         console.print(f"data: {run.config.data.path}, {counts}", highlight=False)

@@ -37,7 +37,7 @@ def training_work(
     """
     steps = total_steps(options, -(-rows // options.batch_size) if rows else None)
     if length is None:
-        lengths = run.features["train"]["length"][:]
+        lengths = run.encoded.features["train"]["length"][:]
         length = round(sum(lengths) / len(lengths))
     tokens = steps * options.batch_size * length
     teacher, student = run.checkpoint.config, run.student_config()

@@ -15,7 +15,9 @@ from distill.evaluation import latency_ms
 from distill.losses import LabelLoss, Match
 from distill.objective import Objective
 from distill.students import Student, build_student
-from distill.training import Validation, fit, total_steps
+from distill.teachers import vocabulary_hash
+from distill.training import fit, total_steps
+from pipelines.encoded import Encoded
 from pipelines.estimate import training_work
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
@@ -36,22 +38,23 @@ class EvaluateStage(Stage):
             "student": to_plain(run.config.student),
             "seed": run.config.seed,
             "data content": run.data_hash,
+            "student vocabulary": vocabulary_hash(run.tokenizer),
         }
 
     def plan(self, run: Run) -> list[Work]:
         work = [Work(self.name, f"{len(run.data.splits['test']):,} test rows")]
         if run.config.evaluate.undistilled:
-            rows = len(run.features["train"])
+            rows = len(run.encoded.features["train"])
             work.append(training_work(run, "evaluate.undistilled", self._training(run), rows, distils=False))
         return work
 
     def run(self, run: Run) -> dict[str, Any]:
         figures: dict[str, Any] = {}
         if run.config.evaluate.undistilled:
-            figures["undistilled_student"] = self._report(run, self._undistilled(run))
+            figures["undistilled_student"] = self._report(run.encoded, self._undistilled(run))
         student = run.task.auto_class.from_pretrained(student_folder(run)).to(run.device)
-        figures["student"] = self._report(run, student)
-        figures["teacher"] = self._report(run, run.load_task_teacher())
+        figures["student"] = self._report(run.encoded, student)
+        figures["teacher"] = self._report(run.teacher_encoded, run.load_task_teacher())
         teacher, own = (figures[who]["metrics"][run.metric] for who in ("teacher", "student"))
         figures["retention"] = own / teacher if teacher else None
         return figures
@@ -64,7 +67,7 @@ class EvaluateStage(Stage):
         task = run.task_options
         base = task.logits or LogitsTraining()
         copies = 1 + (run.config.augment.copies if run.config.augment else 0)
-        rows = len(run.features["train"])
+        rows = len(run.encoded.features["train"])
         steps = sum(
             total_steps(phase, -(-rows * (copies if augmented else 1) // phase.batch_size))
             for _, phase, augmented in phases(task)
@@ -81,26 +84,26 @@ class EvaluateStage(Stage):
             learner,
             None,
             Objective({"labels": LabelLoss()}, Match(run.layer_map, run.task.logits)),
-            run.batches(run.features["train"], options),
+            run.encoded.batches(run.encoded.features["train"], options),
             options,
             run.session,
             name="evaluate.undistilled",
             checkpoints=checkpoints,
-            validation=Validation(lambda: run.figures(learner.model, "validation"), run.metric, higher_is_better=True),
+            validation=run.encoded.validation(learner.model),
         )
         if run.is_main:
             save_student(learner, run, undistilled_folder(run))
         checkpoints.clear()
         return learner.model
 
-    def _report(self, run: Run, model: PreTrainedModel) -> dict[str, Any]:
-        metrics = run.figures(model, "test")
+    def _report(self, rows: Encoded, model: PreTrainedModel) -> dict[str, Any]:
+        metrics = rows.figures(model, "test")
         parameters = sum(parameter.numel() for parameter in model.parameters())
         return {
             "metrics": metrics,
             "parameters": parameters,
             "bytes": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
-            "latency_ms": latency_ms(model, run.features["test"], run.collator),
+            "latency_ms": latency_ms(model, rows.features["test"], rows.collator),
         }
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from distill.checkpoint import write_folder, write_tensors
 from distill.config import Config, GeneralOptions, to_plain
 from distill.corpus import StreamBatches, load_corpus, pack
-from distill.data import Placement, fingerprint
+from distill.data import Collator, Placement, fingerprint
 from distill.initialization import initialize_from_teacher
 from distill.losses import Logits, Match, check_models
 from distill.objective import Objective
@@ -95,7 +95,8 @@ class GeneralStage(Stage):
 def batches(run: Run, placement: Placement) -> StepSource:
     """Training steps over the corpus."""
     options = _options(run)
-    collator = run.training_collator(None, options.max_length)
+    length = options.max_length if run.config.data.padding == "max_length" else None
+    collator = Collator(run.tokenizer, None, length=length)
     if not options.streaming:
         return run.batches(_sequences(run, _documents(run)), options.training, collator, placement)
     rows = load_corpus(options.corpus, streaming=True)

@@ -26,6 +26,7 @@ from pipelines.run import Run
 from pipelines.stage import Stage, Work
 from pipelines.task import TaskStage
 from pipelines.teacher import TeacherStage
+from pipelines.tokenizers import check_tokenizers
 
 STAGES: tuple[Stage, ...] = (
     TeacherStage(),
@@ -63,6 +64,7 @@ def prepare(run: Run, only: Collection[str] = (), redo: Collection[str] = ()) ->
     stages = [stage for stage in STAGES if stage.is_on(config)]
     if not stages:
         raise UserError("general and task are both null: there is nothing to do.")
+    check_tokenizers(run)
     run.layer_map  # noqa: B018  (resolved here so that its errors come before any work)
     student = build_student(
         run.student_config(),

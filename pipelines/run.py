@@ -21,16 +21,16 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from distill.attention import show_attention
 from distill.checkpoint import Checkpoints
 from distill.config import Config, TaskOptions, load_config
-from distill.data import Batches, Collator, Placement, TaskData, fingerprint, load_task_data, tokenize
-from distill.evaluation import evaluate_model
+from distill.data import Batches, Collator, Placement, TaskData, fingerprint, load_task_data
 from distill.interruption import Interruption
 from distill.layer_map import LayerMap, build_layer_map
 from distill.settings import UserError
 from distill.students import student_config
 from distill.tasks import TASKS, TaskType
-from distill.teachers import Checkpoint, load_teacher, open_checkpoint, weights_hash
+from distill.teachers import Checkpoint, load_teacher, open_checkpoint, open_tokenizer, vocabulary_hash, weights_hash
 from distill.tracking import Tracker, check_trackers
 from distill.training import Session, TrainingOptions
+from pipelines.encoded import Encoded
 from pipelines.launch import cpu_threads
 
 
@@ -88,9 +88,24 @@ class Run:
     def teacher_hash(self) -> str:
         return weights_hash(self.checkpoint.source)
 
+    @cached_property
+    def student_source(self) -> Checkpoint:
+        """Whose pieces the student reads: the teacher's, unless student.tokenizer has another vocabulary."""
+        named = self.config.student.tokenizer
+        if named is None:
+            return self.checkpoint
+        other = open_tokenizer(named)
+        same = vocabulary_hash(other.tokenizer) == vocabulary_hash(self.checkpoint.tokenizer)
+        return self.checkpoint if same else other
+
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.checkpoint.tokenizer
+        """The student's."""
+        return self.student_source.tokenizer
+
+    @property
+    def tokenizers_differ(self) -> bool:
+        return self.student_source is not self.checkpoint
 
     @cached_property
     def layer_map(self) -> LayerMap:
@@ -108,52 +123,31 @@ class Run:
         return _digest([fingerprint(rows) for rows in self.data.splits.values()])
 
     @cached_property
-    def collator(self) -> Collator:
-        return Collator(self.tokenizer, self.task)
-
-    def training_collator(self, task: TaskType | None, max_length: int) -> Collator:
-        """Pads training batches as data.padding says."""
-        length = max_length if self.config.data.padding == "max_length" else None
-        return Collator(self.tokenizer, task, length=length)
+    def encoded(self) -> Encoded:
+        """The task's rows as the student reads them."""
+        return Encoded(self, self.tokenizer)
 
     @cached_property
-    def features(self) -> dict[str, Dataset]:
-        """The encoded splits."""
-        return {split: self.encode(rows, split) for split, rows in self.data.splits.items()}
-
-    def encode(self, rows: Dataset, name: str) -> Dataset:
-        with self.accelerator.main_process_first():
-            return tokenize(rows, self.task, self.tokenizer, self.config.data.max_length, f"tokenise {name}")
+    def teacher_encoded(self) -> Encoded:
+        """The task's rows as the teacher reads them; the same object where it reads the same pieces."""
+        return Encoded(self, self.checkpoint.tokenizer) if self.tokenizers_differ else self.encoded
 
     def batches(
         self,
         features: Dataset,
         options: TrainingOptions,
-        collator: Collator | None = None,
+        collator: Collator,
         placement: Placement | None = None,
     ) -> Batches:
         """Training steps over encoded rows, this process's share of them where no other placement is given."""
         return Batches(
             features,
-            collator or self.training_collator(self.task, self.config.data.max_length),
+            collator,
             batch_size=options.batch_size,
             accumulation=options.gradient_accumulation_steps,
             seed=self.config.seed,
             placement=placement or self.placement,
             pin_memory=self.device.type == "cuda",
-        )
-
-    def figures(self, model: PreTrainedModel, split: str) -> dict[str, float]:
-        """The task's figures of a model on a split: validation chooses weights, test is reported."""
-        return evaluate_model(
-            model,
-            self.features[split],
-            self.data.splits[split],
-            self.task,
-            self.data.names,
-            self.collator,
-            self.accelerator,
-            self.config.evaluate.batch_size,
         )
 
     def checkpoints(self, *path: str) -> Checkpoints:
@@ -180,7 +174,7 @@ class Run:
         return teacher.to(self.device)
 
     def student_config(self) -> PreTrainedConfig:
-        config = student_config(self.checkpoint.config, self.config.student)
+        config = student_config(self.student_source.config, self.config.student)
         if self.config.task is not None:
             names = self.data.names
             if names:

@@ -24,7 +24,7 @@ from distill.objective import Objective
 from distill.settings import UserError
 from distill.students import Student, build_student, load_body
 from distill.teacher_logits import teacher_logits
-from distill.teachers import check_length
+from distill.teachers import check_length, vocabulary_hash
 from distill.training import FitResult, TrainingOptions, Validation, distillation_loss, fit, total_steps
 from pipelines import general
 from pipelines.augment import training_rows
@@ -51,6 +51,7 @@ class TaskStage(Stage):
         if options.intermediate is not None:
             check_models(options.losses, "task.losses", run.student_config(), run.checkpoint.config)
         check_length(run.checkpoint, run.config.data.max_length, "data.max_length")
+        check_length(run.student_source, run.config.data.max_length, "data.max_length")
         if run.config.teacher.training is None:
             run.load_task_teacher()
 
@@ -63,12 +64,13 @@ class TaskStage(Stage):
             "data": to_plain(run.config.data),
             "seed": run.config.seed,
             "data content": run.data_hash,
+            "student vocabulary": vocabulary_hash(run.tokenizer),
             "teacher weights": run.teacher_hash,
         }
 
     def plan(self, run: Run) -> list[Work]:
         copies = 1 + (run.config.augment.copies if run.config.augment else 0)
-        rows = len(run.features["train"])
+        rows = len(run.encoded.features["train"])
         return [
             training_work(run, f"task.{name}", options, rows * (copies if augmented else 1))
             for name, options, augmented in phases(run.task_options)
@@ -76,7 +78,7 @@ class TaskStage(Stage):
 
     def run(self, run: Run) -> dict[str, Any]:
         options = run.task_options
-        train = run.encode(training_rows(run), "training rows")
+        train = run.encoded.encode(training_rows(run), "training rows")
         teacher = run.load_task_teacher()
         student = self._first_student(run, teacher, train)
         frozen = run.frozen_for_training(teacher)
@@ -86,7 +88,7 @@ class TaskStage(Stage):
             # Read anew in float32: the frozen one may be in bf16.
             adopt_head(student, run.load_task_teacher())
         if options.logits is not None:
-            rows = train if options.augmented_logits else run.features["train"]
+            rows = train if options.augmented_logits else run.encoded.features["train"]
             results["logits"] = self._logits(run, student, frozen, rows)
         if run.is_main:
             save_student(student, run, student_folder(run))
@@ -118,7 +120,7 @@ class TaskStage(Stage):
         else:
             options = run.task_options.intermediate or run.task_options.logits
             assert options is not None
-            general.initialize(run, student, teacher, run.batches(train, options, placement=Placement()))
+            general.initialize(run, student, teacher, run.encoded.batches(train, options, placement=Placement()))
         return student
 
     def _intermediate(self, run: Run, student: Student, teacher: PreTrainedModel, train: Dataset) -> FitResult:
@@ -129,7 +131,7 @@ class TaskStage(Stage):
             student.load_state_dict(load_file(done))
             return FitResult(**json.loads(done.with_suffix(".json").read_text(encoding="utf-8")))
         objective = Objective(run.task_options.losses.intermediate(), Match(run.layer_map, run.task.logits))
-        held_out = run.batches(run.features["validation"], options)
+        held_out = run.encoded.batches(run.encoded.features["validation"], options)
 
         def validate() -> dict[str, float]:
             return distillation_loss(student, teacher, objective, held_out, run.accelerator)
@@ -138,7 +140,7 @@ class TaskStage(Stage):
             student,
             teacher,
             objective,
-            run.batches(train, options),
+            run.encoded.batches(train, options),
             options,
             run.session,
             name="task.intermediate",
@@ -157,28 +159,32 @@ class TaskStage(Stage):
         steps_per_epoch = -(-len(train) // options.batch_size)
         # With dropout a teacher says something else each time; in one epoch nothing is asked twice.
         once = objective.teacher_needs == Needs(logits=True) and not run.config.teacher.dropout
-        if once and total_steps(options, steps_per_epoch) > steps_per_epoch:
+        if once and (run.tokenizers_differ or total_steps(options, steps_per_epoch) > steps_per_epoch):
             train = concatenate_datasets([train, self._teacher_logits(run, teacher, train)], axis=1)
         return fit(
             student,
             teacher,
             objective,
-            run.batches(train, options),
+            run.encoded.batches(train, options),
             options,
             run.session,
             name="task.logits",
             checkpoints=run.checkpoints("task", "logits"),
-            validation=Validation(lambda: run.figures(student.model, "validation"), run.metric, higher_is_better=True),
+            validation=run.encoded.validation(student.model),
         )
 
     def _teacher_logits(self, run: Run, teacher: PreTrainedModel, rows: Dataset) -> Dataset:
+        """Of the rows of the logits phase, given as the student reads them."""
+        if run.tokenizers_differ:
+            texts = training_rows(run) if run.task_options.augmented_logits else run.data.splits["train"]
+            rows = run.teacher_encoded.encode(texts, "training rows for the teacher")
         bar = tqdm(total=len(rows), desc="teacher logits", unit="row", dynamic_ncols=True, disable=not run.is_main)
         shared = run.config.runtime.logits_cache
         with bar:
             return teacher_logits(
                 teacher,
                 rows,
-                run.collator,
+                run.teacher_encoded.collator,
                 run.accelerator,
                 folder=Path(shared) if shared else _own_logits(run),
                 batch_size=run.config.evaluate.batch_size,

@@ -13,7 +13,7 @@ from distill.losses import LabelLoss, Match
 from distill.objective import Objective
 from distill.students import Student
 from distill.teachers import load_teacher
-from distill.training import Validation, fit
+from distill.training import fit
 from pipelines.estimate import training_work
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
@@ -39,7 +39,8 @@ class TeacherStage(Stage):
     def plan(self, run: Run) -> list[Work]:
         options = run.config.teacher.training
         assert options is not None
-        return [training_work(run, "teacher", options, len(run.features["train"]), trains="teacher", distils=False)]
+        rows = len(run.teacher_encoded.features["train"])
+        return [training_work(run, "teacher", options, rows, trains="teacher", distils=False)]
 
     def run(self, run: Run) -> dict[str, Any]:
         options = run.config.teacher.training
@@ -49,23 +50,23 @@ class TeacherStage(Stage):
         learner = Student(model, nn.ModuleDict())
         objective = Objective({"labels": LabelLoss()}, Match(run.layer_map, run.task.logits))
 
-        checkpoints = run.checkpoints("teacher")
+        rows, checkpoints = run.teacher_encoded, run.checkpoints("teacher")
         result = fit(
             learner,
             None,
             objective,
-            run.batches(run.features["train"], options),
+            rows.batches(rows.features["train"], options),
             options,
             run.session,
             name=self.name,
             checkpoints=checkpoints,
-            validation=Validation(lambda: run.figures(model, "validation"), run.metric, higher_is_better=True),
+            validation=rows.validation(model),
         )
         if run.is_main:
 
             def save(folder: Any) -> None:
                 model.save_pretrained(folder)
-                run.tokenizer.save_pretrained(folder)
+                rows.tokenizer.save_pretrained(folder)
 
             write_folder(run.teacher_folder, save)
         checkpoints.clear()

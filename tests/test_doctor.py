@@ -51,7 +51,7 @@ def test_a_finding_that_is_an_error_ends_with_2(tmp_path: Path) -> None:
     for outcome in (run_tinybert("doctor", *arguments), run_cli(*arguments, "--dry-run")):
         assert outcome.status == 2
         assert "error   tokenizer" in outcome.out
-        assert "-> Give a checkpoint with the teacher's tokenizer" in outcome.out
+        assert "-> Give a checkpoint with the student's tokenizer" in outcome.out
         assert outcome.out.splitlines()[-1].startswith("1 error, ")
         assert outcome.err == ""
     assert not (tmp_path / "run").exists()

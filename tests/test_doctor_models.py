@@ -41,7 +41,7 @@ def test_many_unused_embeddings_are_noted(tmp_path: Path) -> None:
     teacher = save_teacher(tmp_path / "teacher", vocab_size=500)
     finding = only(models.check_tokenizer(preflight(tmp_path, f"teacher.model={teacher}", "teacher.training=null")))
     assert finding.level is Level.NOTE
-    assert "102 pieces for the teacher's 500" in finding.message
+    assert "102 pieces for 500" in finding.message
     assert "tokenizer" in finding.remedy
 
 

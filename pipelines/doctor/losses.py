@@ -87,13 +87,17 @@ def _phases(preflight: Preflight) -> Iterator[_Phase]:
     if config.task is None or "task" not in to_do:
         return
     ready = preflight.teacher_is_ready
+    measurable = ready and not run.tokenizers_differ
     phases: dict[str, tuple[TrainingOptions | None, Mapping[str, LossTerm]]] = {
         "task.intermediate": (config.task.intermediate, config.task.losses.intermediate()),
-        "task.logits": (config.task.logits if ready else None, config.task.losses.prediction()),
+        "task.logits": (
+            config.task.logits if measurable else None,
+            config.task.losses.prediction(),
+        ),
     }
     for name, (options, terms) in phases.items():
         if options is not None:
-            batch = _few(run.batches(run.features["train"], options, placement=Placement()), run.device)
+            batch = _few(run.encoded.batches(run.encoded.features["train"], options, placement=Placement()), run.device)
             yield _Phase(name, "task.losses", name, terms, run.task.logits, options, batch, not ready)
 
 

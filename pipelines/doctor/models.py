@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 import accelerate
@@ -12,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from distill.teachers import VOCABULARIES, resolve
+from distill.teachers import VOCABULARIES, resolve, vocabulary_hash
 from pipelines.doctor.finding import Finding, Level
 from pipelines.doctor.preflight import Preflight
 from pipelines.estimate import parameters
@@ -76,9 +74,9 @@ def check_layer_map(preflight: Preflight) -> list[Finding]:
 def check_tokenizer(preflight: Preflight) -> list[Finding]:
     """One vocabulary for the teacher and the checkpoint that the student starts from; one embedding a piece."""
     run = preflight.run
-    pieces, embeddings = len(run.tokenizer), run.checkpoint.config.vocab_size
+    pieces, embeddings = len(run.tokenizer), run.student_source.config.vocab_size
     own = vocabulary_hash(run.tokenizer)
-    message = f"vocabulary {own[:12]}, {pieces:,} pieces for the teacher's {embeddings:,} embeddings"
+    message = f"vocabulary {own[:12]}, {pieces:,} pieces for {embeddings:,} embeddings"
     spare = embeddings - pieces > max(64, embeddings // 100)
     findings = [
         Finding(
@@ -88,6 +86,17 @@ def check_tokenizer(preflight: Preflight) -> list[Finding]:
             "Make sure that this tokenizer was saved with this model: many embeddings are never used." if spare else "",
         )
     ]
+    if run.tokenizers_differ:
+        findings.append(
+            Finding(
+                Level.NOTE,
+                "tokenizer",
+                f"the student reads the pieces of {run.config.student.tokenizer}, the teacher its own: only logits are "
+                "distilled, and their loss is not measured here",
+                "Leave student.tokenizer out where the student may read the teacher's pieces: hidden states and "
+                "attention teach it more.",
+            )
+        )
     source = run.config.student.initialization
     other = None if source in ("random", "teacher") else _own_tokenizer(source)
     if other is None:
@@ -107,18 +116,13 @@ def check_tokenizer(preflight: Preflight) -> list[Finding]:
         Finding(
             Level.ERROR if compares_features else Level.WARNING,
             "tokenizer",
-            f"student.initialization: the tokenizer of {source} is not the teacher's: {len(differing):,} of "
-            f"{len(mine):,} pieces have another number there{example}. The student reads the teacher's pieces, so its "
-            "embeddings would stand for other words",
-            "Give a checkpoint with the teacher's tokenizer, or set student.initialization to teacher or random.",
+            f"student.initialization: the tokenizer of {source} is not the student's: {len(differing):,} of "
+            f"{len(mine):,} pieces have another number there{example}. The student's embeddings would stand for other "
+            "words",
+            "Give a checkpoint with the student's tokenizer (the teacher's, unless student.tokenizer is another), or "
+            "set student.initialization to teacher or random.",
         ),
     ]
-
-
-def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 over the pieces in the order of their numbers."""
-    ordered = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
-    return hashlib.sha256(json.dumps(ordered).encode()).hexdigest()
 
 
 def _own_tokenizer(source: str) -> PreTrainedTokenizerBase | None:

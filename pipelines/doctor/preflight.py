@@ -45,7 +45,7 @@ class Preflight:
     @cached_property
     def held_out(self) -> Dataset:
         """The encoded validation rows that the teacher predicts: all windows of up to TEACHER_ROWS rows."""
-        features = self.run.features["validation"]
+        features = self.run.teacher_encoded.features["validation"]
         chosen = self._chosen("validation", TEACHER_ROWS)
         return features.select(np.flatnonzero(np.isin(features["row"][:], chosen)))
 
@@ -57,7 +57,9 @@ class Preflight:
     def logits(self) -> list[np.ndarray]:
         """The teacher's, of `held_out`."""
         run = self.run
-        return predict(self.teacher, self.held_out, run.collator, run.accelerator, run.config.evaluate.batch_size)
+        return predict(
+            self.teacher, self.held_out, run.teacher_encoded.collator, run.accelerator, run.config.evaluate.batch_size
+        )
 
     @cached_property
     def uncut(self) -> dict[str, Mapping[str, list[Any]]]:

@@ -139,7 +139,7 @@ def _check_questions(preflight: Preflight) -> Finding:
     """Contexts lose nothing, they are cut into windows; questions may take half of a window."""
     run = preflight.run
     limit = run.config.data.max_length
-    windows = len(run.features["train"]) / len(run.data.splits["train"])
+    windows = len(run.encoded.features["train"]) / len(run.data.splits["train"])
     questions = preflight.texts("train")["question"][:]
     lengths = np.array([len(ids) for ids in run.tokenizer(questions, add_special_tokens=False)["input_ids"]])
     cut = float((lengths > limit // 2).mean())
@@ -191,13 +191,13 @@ def check_padding(preflight: Preflight) -> list[Finding]:
     name = "intermediate" if run.task_options.intermediate is not None else "logits"
     options = run.task_options.intermediate or run.task_options.logits
     assert options is not None
-    batches = run.batches(run.features["train"], options)
+    batches = run.encoded.batches(run.encoded.features["train"], options)
     assert batches.steps_per_epoch is not None
     real = total = 0
     for items in batches.plan(0, min(batches.steps_per_epoch, PLANNED_STEPS)):
         lengths = batches.lengths[[row for row, _ in items]]
         real += int(lengths.sum())
-        total += len(lengths) * -(-int(lengths.max()) // run.collator.multiple) * run.collator.multiple
+        total += len(lengths) * batches.collator.width(lengths)
     share = 1 - real / total
     message = f"{share:.0%} of the pieces in training batches, which are sorted by length"
     if share <= 0.3:

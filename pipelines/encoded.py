@@ -1,0 +1,64 @@
+"""The task's rows as one tokenizer cuts them: encoded splits, training batches, figures.
+Teacher and student share one of these, unless student.tokenizer has another vocabulary than the teacher's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from distill.data import Batches, Collator, Placement, tokenize
+from distill.evaluation import evaluate_model
+from distill.training import TrainingOptions, Validation
+
+if TYPE_CHECKING:
+    from pipelines.run import Run
+
+
+@dataclass
+class Encoded:
+    """Rows of `run` in the pieces of `tokenizer`."""
+
+    run: Run
+    tokenizer: PreTrainedTokenizerBase
+
+    @cached_property
+    def features(self) -> dict[str, Dataset]:
+        """The encoded splits."""
+        return {split: self.encode(rows, split) for split, rows in self.run.data.splits.items()}
+
+    @cached_property
+    def collator(self) -> Collator:
+        """Pads rows for predictions; training batches are padded as data.padding says."""
+        return Collator(self.tokenizer, self.run.task)
+
+    def encode(self, rows: Dataset, name: str) -> Dataset:
+        with self.run.accelerator.main_process_first():
+            return tokenize(rows, self.run.task, self.tokenizer, self.run.config.data.max_length, f"tokenise {name}")
+
+    def batches(self, features: Dataset, options: TrainingOptions, placement: Placement | None = None) -> Batches:
+        """Training steps over encoded rows, this process's share of them where no other placement is given."""
+        data = self.run.config.data
+        length = data.max_length if data.padding == "max_length" else None
+        collator = Collator(self.tokenizer, self.run.task, length=length)
+        return self.run.batches(features, options, collator, placement)
+
+    def validation(self, model: PreTrainedModel) -> Validation:
+        """Chooses weights by the task's deciding figure on the validation split."""
+        return Validation(lambda: self.figures(model, "validation"), self.run.metric, higher_is_better=True)
+
+    def figures(self, model: PreTrainedModel, split: str) -> dict[str, float]:
+        """The task's figures of a model on a split: validation chooses weights, test is reported."""
+        return evaluate_model(
+            model,
+            self.features[split],
+            self.run.data.splits[split],
+            self.run.task,
+            self.run.data.names,
+            self.collator,
+            self.run.accelerator,
+            self.run.config.evaluate.batch_size,
+        )
