@@ -1,5 +1,5 @@
 """What model families name or count differently: positions, and the shape of a student.
-How attention is seen in a family is left to attention.py, cutting a student out of its teacher to initialization.py.
+How attention is seen in a family is left to attention.py, cutting a student out of its teacher to initialization/.
 """
 
 from __future__ import annotations

@@ -40,6 +40,12 @@ class LayerMap:
     student_layers: int
     teacher_layers: int
 
+    def source(self, student_layer: int) -> int:
+        """The teacher layer that a student layer's first weights come from: its hidden states' partner, else its
+        attention's; where the map names neither, the nearest in proportion."""
+        partner = {**dict(self.attention), **dict(self.hidden)}.get(student_layer)
+        return partner or nearest_layer(student_layer, self.student_layers, self.teacher_layers)
+
     def describe(self) -> str:
         """The map for people, e.g. `student 1 2 3 <- teacher 2 4 6`; both maps where they differ."""
 
@@ -87,8 +93,15 @@ def _strategy_pairs(strategy: str, student_layers: int, teacher_layers: int) -> 
         return tuple((m, m) for m in layers)
     if strategy == "last":
         return ((student_layers, teacher_layers),)
-    # Integer arithmetic for round-half-up, so that the map does not hang on float rounding.
-    return tuple((m, (2 * m * teacher_layers + student_layers) // (2 * student_layers)) for m in layers)
+    return tuple((m, nearest_layer(m, student_layers, teacher_layers)) for m in layers)
+
+
+def nearest_layer(m: int, student_layers: int, teacher_layers: int) -> int:
+    """The teacher layer at layer m's share of the depth, m N / M, halves up; at least the first.
+
+    Integer arithmetic, so that the map does not hang on float rounding.
+    """
+    return max(1, (2 * m * teacher_layers + student_layers) // (2 * student_layers))
 
 
 def _checked(key: str, pairs: list[tuple[int, int]], student_layers: int, teacher_layers: int) -> Pairs:

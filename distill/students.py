@@ -1,5 +1,5 @@
 """Building a student: its shape, its first weights, and the projections that carry its hidden states to the teacher's
-width. Cutting a student out of the teacher's weights is left to initialization.py, training to training.py."""
+width. Taking weights from the teacher is left to initialization/, training to training.py."""
 
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ from distill.families import Shape, inner_width, shaped_config
 from distill.settings import UserError, settings
 from distill.tasks import TaskType
 
-CUT = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra", "ernie"})
-"""Families whose layers are laid out like BERT's, so that a student can be cut out of its teacher's weights."""
-
 
 @settings
 class StudentOptions:
@@ -39,8 +36,9 @@ class StudentOptions:
     """Tokenizer, a folder or hub name, where the student does not read the teacher's pieces. With another vocabulary
     only logits of whole sequences can be distilled."""
     initialization: str = "teacher"
-    """random; teacher (cut out of the teacher's weights, where both are of one family with BERT's layers); or a
-    checkpoint of this very shape, folder or hub name."""
+    """teacher: cut out of the teacher's weights, in any shape, where both are of one family with BERT's layers; layers:
+    the teacher's layers copied whole, at its width, heads and intermediate size; random; or a checkpoint of this very
+    shape, folder or hub name."""
     projection: Literal["auto", "identity", "shared", "separate_embedding", "per_layer"] = "auto"
     """How hidden states reach the teacher's width. identity: not at all, widths must be equal; shared: one matrix for
     all layers and the embeddings (published code); separate_embedding: one for the embeddings, one for all layers
@@ -72,21 +70,6 @@ def student_config(teacher: PreTrainedConfig, options: StudentOptions) -> PreTra
     config._name_or_path = ""
     config.dtype = torch.float32
     return config
-
-
-def can_be_cut(teacher: PreTrainedConfig, student: PreTrainedConfig) -> bool:
-    """Whether a student can be cut out of such a teacher, its task head included."""
-    return teacher.model_type == student.model_type and teacher.model_type in CUT
-
-
-def check_initialization(options: StudentOptions, teacher: PreTrainedConfig, student: PreTrainedConfig) -> None:
-    """Raises UserError where the student is to be cut out of a teacher from which it cannot be."""
-    if options.initialization == "teacher" and not can_be_cut(teacher, student):
-        raise UserError(
-            f"student.initialization: a {student.model_type} student cannot be cut out of a {teacher.model_type} "
-            "teacher's weights; both must be of one family with BERT's layers "
-            f"({', '.join(sorted(CUT))}). Set student.initialization=random, or to a checkpoint."
-        )
 
 
 class Student(nn.Module):
@@ -177,7 +160,7 @@ def load_body(student: Student, source: str | Path) -> None:
     except (OSError, ValueError) as error:
         raise UserError(
             f"student.initialization: {source} cannot be read as a checkpoint: {str(error).splitlines()[0]} Give "
-            "random, teacher, or a checkpoint's folder or hub name."
+            "random, layers, teacher, or a checkpoint's folder or hub name."
         ) from error
     own: PreTrainedModel = student.model.base_model
     for name, given in _shape_of(body.config).items():

@@ -7,26 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from torch import Tensor
 from transformers import PreTrainedModel
 
+from distill import initialization as first_weights
 from distill.checkpoint import write_folder, write_tensors
 from distill.config import Config, GeneralOptions, to_plain
 from distill.corpus import StreamBatches, load_corpus, pack
 from distill.data import Collator, Placement, fingerprint
-from distill.initialization import initialize_from_teacher
 from distill.losses import Logits, Match, check_models
 from distill.objective import Objective
 from distill.settings import UserError
-from distill.students import Student, build_student, load_body
+from distill.students import Student, build_student
 from distill.teachers import check_length, load_encoder
 from distill.training import StepSource, fit
 from pipelines.estimate import training_work
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
-
-SAMPLE_SEQUENCES = 256
-"""Sequences of real text from which a student is cut out of its teacher."""
 
 
 class GeneralStage(Stage):
@@ -139,26 +135,10 @@ def save_encoder(student: Student, run: Run, folder: Path) -> None:
 
 
 def initialize(run: Run, student: Student, teacher: PreTrainedModel, source: StepSource) -> None:
-    """Give a fresh student the weights that student.initialization asks for; see sample_batches for `source`."""
+    """Give a fresh student the weights that student.initialization asks for; `source` must be placed as one process
+    alone, see sample_batches."""
     how = run.config.student.initialization
-    if how == "random":
-        return
-    if how != "teacher":
-        load_body(student, how)
-        return
-    student.to(run.device)
-    initialize_from_teacher(student, teacher, run.layer_map, sample_batches(run, source))
-
-
-def sample_batches(run: Run, source: StepSource) -> list[dict[str, Tensor]]:
-    """The first SAMPLE_SEQUENCES sequences, on the device; `source` must be placed as one process alone, so that every
-    process cuts the same student."""
-    sample: list[dict[str, Tensor]] = []
-    for micro_batches in source.steps(0, source.steps_per_epoch or SAMPLE_SEQUENCES):
-        sample += [{name: tensor.to(run.device) for name, tensor in batch.items()} for batch in micro_batches]
-        if sum(len(batch["input_ids"]) for batch in sample) >= SAMPLE_SEQUENCES:
-            break
-    return sample
+    first_weights.initialize(student, how, teacher, run.layer_map, first_weights.sample_batches(source, run.device))
 
 
 def _options(run: Run) -> GeneralOptions:

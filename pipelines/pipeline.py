@@ -16,8 +16,9 @@ from accelerate.utils import set_seed
 
 from distill.checkpoint import write_json, write_text
 from distill.config import dump_config, to_plain
+from distill.initialization import BUILT_IN, check_initialization
 from distill.settings import UserError
-from distill.students import build_student, check_initialization, load_body
+from distill.students import build_student, load_body
 from pipelines.augment import AugmentStage
 from pipelines.evaluate import EvaluateStage
 from pipelines.export import ExportStage
@@ -74,7 +75,7 @@ def prepare(run: Run, only: Collection[str] = (), redo: Collection[str] = ()) ->
         run.config.seed,
     )
     check_initialization(config.student, run.checkpoint.config, student.model.config)
-    if config.student.initialization not in ("random", "teacher"):
+    if config.student.initialization not in BUILT_IN:
         load_body(student, config.student.initialization)
     if config.task is not None and config.teacher.training is None:
         run.load_task_teacher()

@@ -230,6 +230,7 @@ CASES: dict[str, tuple[Overrides | Callable[[Path], Overrides], tuple[str, ...]]
         ["student.family=distilbert"],
         ("student.initialization", "distilbert", "student.initialization=random"),
     ),
+    "layers of another width": (["student.initialization=layers"], ("student.initialization", "student.width=32")),
     "misspelt key": (["task.intermediat.epochs=1"], ("task.intermediat", "task.intermediate?")),
     "misspelt loss": (["task.losses.atention.weight=1"], ("task.losses.atention", "task.losses.attention?")),
     "negative rate": (["task.logits.learning_rate=-1"], ("task.logits.learning_rate", "greater than 0")),

@@ -14,12 +14,15 @@ from transformers import (
 
 from distill.activations import Needs, capture
 from distill.attention import show_attention
-from distill.initialization import adopt_head, initialize_from_teacher
+from distill.initialization import adopt_head, cut_student
+from distill.initialization.cut import head_importance, share_heads
+from distill.initialization.layout import LAYOUTS, encoder_layers
+from distill.initialization.observe import observe
 from distill.layer_map import LayerMapOptions, build_layer_map
 from distill.losses import Logits, Match, TaskLosses
 from distill.objective import Objective
 from distill.settings import UserError
-from distill.students import CUT, Student, StudentOptions, build_student, student_config
+from distill.students import Student, StudentOptions, build_student, student_config
 from distill.tasks import TASKS, TaskType
 
 CLASSES = TASKS["single_label_classification"]
@@ -49,7 +52,7 @@ def build(teacher: PreTrainedModel, task: TaskType = CLASSES, seed: int = 5, **c
 def cut(teacher: PreTrainedModel, sample: list[dict[str, Tensor]], **changes: object) -> Student:
     student = build(teacher, **changes)
     layers = build_layer_map(LayerMapOptions(), student.model.config.num_hidden_layers, 4)
-    initialize_from_teacher(student, teacher, layers, sample)
+    cut_student(student, teacher, layers, sample)
     return student
 
 
@@ -66,7 +69,7 @@ def assert_same(student: Student, teacher: PreTrainedModel, batch: dict[str, Ten
 # Exact where nothing has to be left out
 
 
-@pytest.mark.parametrize("family", sorted(CUT))
+@pytest.mark.parametrize("family", list(LAYOUTS))
 def test_a_student_of_the_teachers_shape_is_the_teacher(family: str, build_model, sample, fresh) -> None:
     teacher = build_model(family)
     assert_same(cut(teacher, sample), teacher, fresh)
@@ -120,14 +123,73 @@ def test_several_heads_of_one_teacher_head_give_its_output_once(teacher, sample,
     assert_same(cut(teacher, sample, heads=4), teacher, fresh)
 
 
+# Heads and neurons that are left out
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (1, [(1, 0)]),
+        (2, [(1, 0), (3, 0)]),
+        (3, [(1, 0), (2, 0), (3, 0)]),
+        (4, [(0, 0), (1, 0), (2, 0), (3, 0)]),
+        (6, [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0), (3, 1)]),
+        (9, [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (3, 0), (3, 1)]),
+    ],
+)
+def test_the_most_important_heads_are_kept_first_and_doubled_first(count: int, expected: list[tuple[int, int]]) -> None:
+    """By hand, of four heads of importance 1, 5, 3, 5: of equals the first comes first."""
+    assert share_heads(torch.tensor([1.0, 5.0, 3.0, 5.0]), count) == expected
+
+
+@torch.no_grad()
+def test_a_heads_importance_is_the_error_of_saying_its_mean(teacher, sample) -> None:
+    """Measured by changing the teacher: the mean squared change, in the subspace, of the attention's output when the
+    head's values are replaced by their mean over the real tokens."""
+    layer = encoder_layers(teacher)[1]
+    subspace = torch.linalg.qr(torch.randn(16, 6, generator=torch.Generator().manual_seed(0)).double()).Q
+    view = observe(teacher.base_model, encoder_layers(teacher), [2], sample).layers[2]
+    contexts: list[Tensor] = []
+    handle = layer.attention_output.register_forward_pre_hook(lambda _, inputs: contexts.append(inputs[0]))
+    for batch in sample:
+        capture(teacher, batch, Needs(hidden=frozenset({4})))
+    handle.remove()
+    rows = torch.cat([c[b["attention_mask"].bool()] for c, b in zip(contexts, sample, strict=True)])
+    for head, importance in enumerate(head_importance(layer, view, subspace).tolist()):
+        silent = rows.clone()
+        columns = slice(8 * head, 8 * head + 8)
+        silent[:, columns] = rows[:, columns].mean(0)
+        change = (layer.attention_output(silent) - layer.attention_output(rows)).double() @ subspace
+        assert importance == pytest.approx(change.square().sum(1).mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("constant", [0, 1])
+def test_a_head_that_always_says_the_same_goes_on_as_a_constant(constant: int, teacher, sample, fresh) -> None:
+    """However loud: its values are a bias alone, so the student of one head keeps the other and loses nothing."""
+    rows = slice(8 * constant, 8 * constant + 8)
+    for layer in teacher.bert.encoder.layer:
+        layer.attention.self.value.weight[rows] = 0
+        layer.attention.self.value.bias[rows] = 3
+    assert_same(cut(teacher, sample, heads=1), teacher, fresh)
+
+
+def test_neurons_that_always_say_the_same_go_on_as_a_constant(teacher, sample, fresh) -> None:
+    constant = [0, 3, 4, 10, 17, 22]
+    for layer in teacher.bert.encoder.layer:
+        layer.intermediate.dense.weight[constant] = 0
+        layer.intermediate.dense.bias[constant] = 2
+    assert_same(cut(teacher, sample, intermediate_size=24 - len(constant)), teacher, fresh)
+
+
 def test_a_shallower_student_takes_the_mapped_layers(teacher, sample) -> None:
     """Explicit pairs choose the layers; an unmapped student layer takes the one in proportion."""
     student = build(teacher, layers=2)
     layers = build_layer_map(LayerMapOptions(pairs=[(1, 3)]), 2, 4)
-    initialize_from_teacher(student, teacher, layers, sample)
+    cut_student(student, teacher, layers, sample)
     for own, g in zip(student.model.bert.encoder.layer, (3, 4), strict=True):
         source = teacher.bert.encoder.layer[g - 1]
         torch.testing.assert_close(own.intermediate.dense.weight, source.intermediate.dense.weight)
+        torch.testing.assert_close(own.output.dense.weight, source.output.dense.weight)
         torch.testing.assert_close(own.attention.output.LayerNorm.weight, source.attention.output.LayerNorm.weight)
 
 
@@ -207,7 +269,7 @@ def test_attention_outputs_are_the_best_of_their_rank_over_the_tokens_seen(
         assert error.item() == pytest.approx(left_out.item(), rel=1e-4, abs=1e-9)
 
 
-@pytest.mark.parametrize("family", sorted(CUT))
+@pytest.mark.parametrize("family", list(LAYOUTS))
 @torch.no_grad()
 def test_a_cut_student_starts_far_nearer_to_the_teacher_than_a_random_one(
     family: str, build_model, sample, fresh
@@ -225,7 +287,7 @@ def test_a_cut_student_starts_far_nearer_to_the_teacher_than_a_random_one(
         )
     ]
     for name in ("embedding", "hidden"):
-        assert losses[0].parts[name] < 0.2 * losses[1].parts[name], name
+        assert losses[0].parts[name] < 0.3 * losses[1].parts[name], name
     assert losses[0].total < 0.4 * losses[1].total
 
 
@@ -238,11 +300,56 @@ def test_a_student_wider_than_its_teacher_can_be_cut_too(teacher, sample, fresh)
     assert error < 0.05 * expected.hidden[4][valid].square().mean()
 
 
-def test_a_teacher_of_another_build_is_refused(build_model, teacher, sample) -> None:
+@pytest.mark.parametrize("family", ["distilbert", "albert", "modernbert"])
+def test_a_teacher_of_another_family_is_refused(family: str, build_model, teacher, sample) -> None:
     student = build(teacher)
     layers = build_layer_map(LayerMapOptions(), 4, 4)
-    with pytest.raises(UserError, match=r"'distilbert'; set student\.initialization=random"):
-        initialize_from_teacher(student, build_model("distilbert"), layers, sample)
+    message = (
+        rf"^student\.initialization: a student of the family bert cannot be cut out of .* {family}; .*one family, of "
+    )
+    with pytest.raises(UserError, match=message + r"bert, .*Set student\.initialization=random, or give a checkpoint"):
+        cut_student(student, build_model(family), layers, sample)
+
+
+def test_a_family_laid_out_otherwise_is_refused(build_model, sample) -> None:
+    albert = build(build_model("albert"))
+    with pytest.raises(UserError, match="the family albert cannot be cut out of a teacher of the family albert"):
+        cut_student(albert, build_model("albert"), build_layer_map(LayerMapOptions(), 4, 4), sample)
+
+
+def test_the_sample_goes_once_through_the_teacher_and_once_through_the_student(teacher, sample) -> None:
+    seen: list[int] = []
+    student = build(teacher, layers=2, width=12)
+    for body in (teacher.bert, student.model.bert):
+        body.register_forward_hook(lambda module, inputs, output: seen.append(module.config.hidden_size))
+    cut_student(student, teacher, build_layer_map(LayerMapOptions(), 2, 4), iter(sample))
+    assert seen == [16] * len(sample) + [12]
+
+
+@torch.no_grad()
+def test_norms_are_fitted_on_every_token_of_batches_of_different_lengths(teacher, make_batch) -> None:
+    """After the fit no other gain and bias of the last norm comes closer to the teacher on the sample: the residual is
+    uncorrelated with what goes in, and zero on average."""
+    sample = [make_batch((4, 9, 7, 2, 8)), make_batch((12, 5, 3, 11, 6), seed=1), make_batch((6, 6, 5), seed=2)]
+    student = cut(teacher, sample, layers=2, width=12)
+    norm = student.model.bert.encoder.layer[1].output.LayerNorm
+    entered: list[Tensor] = []
+    norm.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    residuals, inputs = [], []
+    for batch in sample:
+        valid = batch["attention_mask"].bool()
+        own = capture(student.model, batch, Needs(hidden=frozenset({2}))).hidden[2]
+        goal = capture(teacher, batch, Needs(hidden=frozenset({4}))).hidden[4]
+        residuals.append((goal @ student.projections["layer_2"].weight - own)[valid])
+        inputs.append(nn.functional.layer_norm(entered[-1], (12,), eps=norm.eps)[valid])
+    residual, x = torch.cat(residuals), torch.cat(inputs)
+    torch.testing.assert_close(residual.mean(0), torch.zeros(12), rtol=0, atol=1e-5)
+    torch.testing.assert_close((residual * x).mean(0), torch.zeros(12), rtol=0, atol=1e-5)
+
+
+def test_a_student_is_cut_alike_twice(teacher, sample) -> None:
+    one, other = (cut(teacher, sample, layers=2, width=12).state_dict() for _ in range(2))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_the_teacher_is_not_changed(teacher, sample) -> None:
@@ -296,6 +403,24 @@ def test_an_adopted_head_reads_projected_states_and_keeps_the_neurons_that_count
     neurons = torch.tanh(inner(acts.hidden[2][:, 0]))
     neurons[:, silenced] = 0
     torch.testing.assert_close(acts.logits, outer(neurons), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_distilberts_own_head_is_adopted(build_model, fresh) -> None:
+    teacher = build_model("distilbert")
+    student = build(teacher)
+    adopt_head(student, teacher)
+    student.model.distilbert.load_state_dict(teacher.distilbert.state_dict())
+    needs = Needs(logits=True)
+    assert torch.equal(student(fresh, needs).logits, capture(teacher, fresh, needs).logits)
+
+
+def test_a_head_of_another_family_is_not_adopted(build_model, teacher) -> None:
+    """DistilBERT's neurons are ReLUs, BERT's pooler has tanh."""
+    student = Student(build_model("distilbert"), nn.ModuleDict())
+    before = student.model.classifier.weight.clone()
+    adopt_head(student, teacher)
+    assert torch.equal(student.model.classifier.weight, before)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from distill.layer_map import LayerMapOptions, build_layer_map
+from distill.layer_map import LayerMapOptions, build_layer_map, nearest_layer
 from distill.settings import UserError
 
 
@@ -37,6 +37,25 @@ def test_uniform_is_round_half_up_of_the_exact_fraction(first: int, second: int)
     assert chosen == [floor(Fraction(m * teachers, students) + Fraction(1, 2)) for m in range(1, students + 1)]
     assert chosen[-1] == teachers
     assert sorted(set(chosen)) == chosen, "two student layers share a teacher layer"
+
+
+@given(st.integers(1, 48), st.integers(1, 48))
+def test_a_layer_that_no_pair_names_is_made_from_the_one_that_uniform_would_map(first: int, second: int) -> None:
+    """One rounding for both; a float's would take layer 2 of 4 for layer 1 of 2 from 5, where halves go up to 3."""
+    students, teachers = sorted((first, second))
+    only_last = build_layer_map(LayerMapOptions(strategy="last"), students, teachers)
+    uniform = build_layer_map(LayerMapOptions(), students, teachers)
+    assert tuple((m, only_last.source(m)) for m in range(1, students + 1)) == uniform.hidden
+
+
+def test_first_weights_come_from_the_hidden_partner_then_the_attentions_then_the_nearest() -> None:
+    options = LayerMapOptions(hidden_pairs=[(1, 6)], attention_pairs=[(1, 2), (2, 5)])
+    layers = build_layer_map(options, 4, 6)
+    assert [layers.source(m) for m in (1, 2, 3, 4)] == [6, 5, 5, 6]  # 4.5 goes up
+
+
+def test_a_student_deeper_than_its_teacher_begins_with_the_first_layer() -> None:
+    assert [nearest_layer(m, 10, 2) for m in range(1, 11)] == [1, 1, 1, 1, 1, 1, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from distill.activations import Needs
 from distill.families import FAMILIES, positions
+from distill.initialization import check_initialization
 from distill.settings import UserError
 from distill.students import (
     Student,
     StudentOptions,
     build_student,
-    check_initialization,
     load_body,
     student_config,
 )
@@ -217,7 +217,7 @@ def test_a_student_that_cannot_be_cut_out_of_its_teacher_starts_otherwise(
 ) -> None:
     given = build_model(teacher).config
     options = options_of(family=family, initialization="teacher")
-    with pytest.raises(UserError, match=rf"a {family} student .* a {teacher} .*student\.initialization=random"):
+    with pytest.raises(UserError, match=rf"family {family} .* family {teacher};.*student\.initialization=random"):
         check_initialization(options, given, student_config(given, options))
     check_initialization(options_of(family=family, initialization="random"), given, student_config(given, options))
 

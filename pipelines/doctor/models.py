@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from distill.initialization import BUILT_IN
 from distill.teachers import VOCABULARIES, resolve, vocabulary_hash
 from pipelines.doctor.finding import Finding, Level
 from pipelines.doctor.preflight import Preflight
@@ -98,7 +99,7 @@ def check_tokenizer(preflight: Preflight) -> list[Finding]:
             )
         )
     source = run.config.student.initialization
-    other = None if source in ("random", "teacher") else _own_tokenizer(source)
+    other = None if source in BUILT_IN else _own_tokenizer(source)
     if other is None:
         return findings
     if vocabulary_hash(other) == own:
