@@ -118,6 +118,7 @@ class Bench:
         )
         checkpoints.clear()
         every = self.intermediate.evaluate_every_steps
+        assert every is not None
         return {
             "student": student_name(options),
             "initialization": options.initialization,
