@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,15 @@ Cell = dict[str, Any]
 
 @dataclass(frozen=True)
 class Bench:
-    """What all cells share. teacher: float32; frozen: the same in the precision of training. steps: those at which the
-    loss is kept."""
+    """What all cells share. teacher: float32; frozen: the same in the precision of training. every: steps between
+    two validations. steps: those at which the loss is reported."""
 
     run: Run
     teacher: PreTrainedModel
     frozen: PreTrainedModel
     intermediate: IntermediateTraining
     logits: LogitsTraining
+    every: int
     steps: Sequence[int]
 
     def measure(self, options: StudentOptions, seed: int) -> Cell:
@@ -117,13 +118,11 @@ class Bench:
             validation=run.encoded.validation(student.model),
         )
         checkpoints.clear()
-        every = self.intermediate.evaluate_every_steps
-        assert every is not None
         return {
             "student": student_name(options),
             "initialization": options.initialization,
             "seed": seed,
-            "loss": {str(step): losses[step // every if step else 0] for step in self.steps},
+            "loss": {str(step): losses[step // self.every] for step in self.steps},
             "start": start,
             "validation": figure("validation"),
             "test": figure("test"),
@@ -141,12 +140,6 @@ def open_bench(options: argparse.Namespace, folder: Path) -> Bench:
     Raises:
         UserError: the data or the teacher cannot be used, or a step lies behind the end of training.
     """
-    # Validation comes once in so many steps, and each of --steps must be one of them.
-    every = math.gcd(*options.steps) or None
-    intermediate = IntermediateTraining(
-        epochs=options.intermediate_epochs, learning_rate=5e-4, evaluate_every_steps=every
-    )
-    logits = LogitsTraining(epochs=options.logits_epochs, learning_rate=1e-4)
     config = parse_config(
         {
             "output": str(folder),
@@ -159,16 +152,20 @@ def open_bench(options: argparse.Namespace, folder: Path) -> Bench:
                 "label": options.label,
                 "max_length": options.max_length,
             },
-            "task": {"intermediate": to_plain(intermediate), "logits": to_plain(logits)},
             "runtime": {"precision": options.precision},
         }
     )
     run = open_run(config)
+    intermediate = IntermediateTraining(epochs=options.intermediate_epochs, learning_rate=5e-4)
     last = total_steps(intermediate, -(-len(run.encoded.features["train"]) // intermediate.batch_size))
     if max(options.steps) > last:
         raise UserError(f"--steps: {max(options.steps)}, but the intermediate phase has {last}. Name fewer steps.")
+    # Validation comes once in so many steps, and each of --steps must be one of them.
+    every = math.gcd(*options.steps) or last
+    intermediate = replace(intermediate, evaluate_every_steps=every)
+    logits = LogitsTraining(epochs=options.logits_epochs, learning_rate=1e-4)
     teacher, frozen = run.load_task_teacher(), run.frozen_for_training(run.load_task_teacher())
-    return Bench(run, teacher, frozen, intermediate, logits, sorted(options.steps))
+    return Bench(run, teacher, frozen, intermediate, logits, every, sorted(options.steps))
 
 
 def _file(folder: Path, split: str) -> Path:
