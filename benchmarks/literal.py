@@ -58,8 +58,8 @@ def attention_loss(student: Shown, teacher: Shown) -> Tensor:
     step = len(teacher.scores) // len(student.scores)
     loss = torch.zeros((), device=student.scores[0].device)
     for index, own in enumerate(student.scores):
-        pair = [torch.where(scores <= FLOOR, 0.0, scores) for scores in (own, teacher.scores[index * step + step - 1])]
-        loss = loss + F.mse_loss(*pair)
+        theirs = teacher.scores[index * step + step - 1]
+        loss = loss + F.mse_loss(torch.where(own <= FLOOR, 0.0, own), torch.where(theirs <= FLOOR, 0.0, theirs))
     return loss
 
 
