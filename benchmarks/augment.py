@@ -9,7 +9,8 @@ names a real one. Needs the packages of the `demo` extra.
 
 Keys of the JSON: exact_speedup and fast_speedup (rows a second, plain time / ours), exact_identical (every candidate
 list equal), fast_overlap (mean share of the plain candidates that fast mode finds too), neighbours_speedup and
-neighbours_identical (nearest of `neighbours_vectors` vectors), and what they were measured on.
+neighbours_identical (nearest of `neighbours_vectors` vectors), and what they were measured on. *_seconds are those of
+the clock; *_cpu_seconds those of the processor, which other programs on a shared machine do not lengthen.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,13 @@ from distill.augmentation.vectors import Neighbours, WordVectors, read_vectors
 from distill.augmentation.words import STOP_WORDS, Passage, find_words
 from distill.settings import UserError
 
+PARTS = 4
+"""Parts in which the rows are gone through, each in every way before the next."""
+
 Lists = list[list[list[str]]]
 """Candidates: row, word, candidate."""
+_Seconds = tuple[float, float]
+"""By the clock, and of the processor."""
 
 
 @dataclass
@@ -121,8 +127,7 @@ def read_texts(file: Path, rows: int) -> list[str]:
 def measure(
     texts: Sequence[str], masked_lm: tuple[PreTrainedModel, PreTrainedTokenizerBase], count: int
 ) -> dict[str, Any]:
-    """Both ways on the same rows and models. Half of the plain run goes before ours and half after, so that a load that
-    comes or goes weighs on both."""
+    """All ways on the same rows and models."""
     limit = AugmentOptions().vocabulary_limit
     vectors = read_vectors("glove-6b-50d", limit)
     matrix = vectors.matrix.astype(np.float64)
@@ -132,24 +137,20 @@ def measure(
     for warm in (plain.candidates, lambda text: _ours(exact, [text]), lambda text: _ours(fast, [text])):
         warm(texts[0])
 
-    middle = len(texts) // 2
-    plain_seconds, expected = _timed(lambda: [plain.candidates(text) for text in texts[:middle]])
-    exact_seconds, exact_lists = _timed(lambda: _ours(exact, texts))
-    fast_seconds, fast_lists = _timed(lambda: _ours(fast, texts))
-    seconds, rest = _timed(lambda: [plain.candidates(text) for text in texts[middle:]])
-    plain_seconds, expected = plain_seconds + seconds, expected + rest
+    ways: dict[str, Callable[[Sequence[str]], Lists]] = {
+        "plain": lambda part: [plain.candidates(text) for text in part],
+        "exact": lambda part: _ours(exact, part),
+        "fast": lambda part: _ours(fast, part),
+    }
+    seconds, lists = _alternate(ways, texts)
     return {
-        "exact_speedup": plain_seconds / exact_seconds,
-        "exact_identical": exact_lists == expected,
-        "fast_speedup": plain_seconds / fast_seconds,
-        "fast_overlap": _overlap(expected, fast_lists),
+        **_speedups(seconds, "plain", ["exact", "fast"]),
+        "exact_identical": lists["exact"] == lists["plain"],
+        "fast_overlap": _overlap(lists["plain"], lists["fast"]),
         **_measure_neighbours(plain, vectors, texts),
         "rows": len(texts),
-        "words": sum(map(len, expected)),
-        "differing_words": _differing(expected, exact_lists),
-        "plain_seconds": plain_seconds,
-        "exact_seconds": exact_seconds,
-        "fast_seconds": fast_seconds,
+        "words": sum(map(len, lists["plain"])),
+        "differing_words": _differing(lists["plain"], lists["exact"]),
         "fast_precision": str(fast.masked.model.dtype) if fast.masked else None,
         "device": str(masked_lm[0].device),
         "threads": torch.get_num_threads(),
@@ -161,27 +162,46 @@ def _measure_neighbours(plain: PlainAugmenter, vectors: WordVectors, texts: Sequ
     words = sorted({word for text in texts for word in plain._basic_words(text) if word in plain.places})
     search = Neighbours(vectors, plain.count)
     search.find([vectors.words[0]])
-    middle = len(words) // 2
-    plain_seconds, expected = _timed(lambda: [plain.neighbours(word) for word in words[:middle]])
-    seconds, found = _timed(lambda: search.find(words))
-    rest_seconds, rest = _timed(lambda: [plain.neighbours(word) for word in words[middle:]])
+    ways: dict[str, Callable[[Sequence[str]], list[list[str]]]] = {
+        "plain_neighbours": lambda part: [plain.neighbours(word) for word in part],
+        "neighbours": lambda part: list(search.find(part).values()),
+    }
+    seconds, lists = _alternate(ways, words)
     return {
-        "neighbours_speedup": (plain_seconds + rest_seconds) / seconds,
-        "neighbours_identical": [found[word] for word in words] == expected + rest,
+        **_speedups(seconds, "plain_neighbours", ["neighbours"]),
+        "neighbours_identical": lists["neighbours"] == lists["plain_neighbours"],
         "neighbours_words": len(words),
         "neighbours_vectors": len(vectors.words),
     }
 
 
+def _alternate(ways: Mapping[str, Callable[[Any], Any]], items: Sequence[str]) -> tuple[dict[str, _Seconds], Any]:
+    """All ways over each part of the items in turn, so that a load that comes or goes weighs on all of them: seconds
+    and results of the whole by way."""
+    seconds = dict.fromkeys(ways, (0.0, 0.0))
+    results: dict[str, list[Any]] = {name: [] for name in ways}
+    for part in range(PARTS):
+        mine = items[len(items) * part // PARTS : len(items) * (part + 1) // PARTS]
+        for name, way in ways.items():
+            gc.collect()  # what was left before is not charged to this
+            clock, processor = time.perf_counter(), time.process_time()
+            results[name] += way(mine)
+            spent = time.perf_counter() - clock, time.process_time() - processor
+            seconds[name] = seconds[name][0] + spent[0], seconds[name][1] + spent[1]
+    return seconds, results
+
+
+def _speedups(seconds: Mapping[str, _Seconds], plain: str, ours: Sequence[str]) -> dict[str, float]:
+    """Of each of our ways against the plain one, by the clock and by the processor's time; and the times."""
+    figures = {f"{name}_speedup": seconds[plain][0] / seconds[name][0] for name in ours}
+    figures |= {f"{name}_cpu_speedup": seconds[plain][1] / seconds[name][1] for name in ours}
+    for name, (clock, processor) in seconds.items():
+        figures |= {f"{name}_seconds": clock, f"{name}_cpu_seconds": processor}
+    return figures
+
+
 def _ours(candidates: Candidates, texts: Sequence[str]) -> Lists:
     return candidates.lists([Passage(text, tuple(find_words(text, STOP_WORDS))) for text in texts])
-
-
-def _timed(work: Any) -> tuple[float, Any]:
-    gc.collect()  # what was left before is not charged to this
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
 
 
 def _overlap(expected: Lists, found: Lists) -> float:

@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from distill.augmentation import AugmentOptions
+from distill.augmentation.adaptation import MaskedLMTraining
 from distill.data import DataOptions, SourceOptions
 from distill.layer_map import LayerMapOptions
 from distill.losses import GeneralLosses, TaskLosses
@@ -54,6 +55,9 @@ class TeacherOptions:
     """Checkpoint folder, hub name, or the packaged all-minilm-l6-v2."""
     training: TeacherTraining | None = None
     """Fine-tune it on the task first; null where it is fine-tuned already."""
+    adapt_masked_lm: MaskedLMTraining | None = None
+    """For augment, continue the masked-LM pre-training of the teacher as it is given on general.corpus, or on the
+    training texts where general is null; for a teacher without a masked-LM head. null: not."""
     dropout: bool = False
     """Leave the teacher's dropout on while it teaches, as the published code does; it is noise in every target."""
 

@@ -147,8 +147,17 @@ def predict(
 
     bf16 is not used: reported figures are those of the float32 model that is shipped.
     """
-    order = np.argsort(-np.asarray(features["length"][:]), kind="stable")
     placement = Placement(accelerator.num_processes, accelerator.process_index)
+    found = predict_share(model, features, collator, batch_size, placement)
+    everyone = gather_object(found) if accelerator.num_processes > 1 else found
+    return [row for _, row in sorted(everyone, key=lambda pair: pair[0])]
+
+
+def predict_share(
+    model: PreTrainedModel, features: Dataset, collator: Collator, batch_size: int, placement: Placement
+) -> list[tuple[int, np.ndarray]]:
+    """One process's share of predict(): (number of the row, its logits), the longest rows first."""
+    order = np.argsort(-np.asarray(features["length"][:]), kind="stable")
     columns = [name for name in ("input_ids", "token_type_ids", "labels") if name in features.column_names]
     rows = features.select_columns(columns)
     found: list[tuple[int, np.ndarray]] = []
@@ -165,8 +174,7 @@ def predict(
                 (int(index), row[:length] if by_token else row)
                 for index, row, length in zip(indices, logits, lengths, strict=True)
             ]
-    everyone = gather_object(found) if accelerator.num_processes > 1 else found
-    return [row for _, row in sorted(everyone, key=lambda pair: pair[0])]
+    return found
 
 
 def evaluate_model(

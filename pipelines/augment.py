@@ -26,10 +26,13 @@ from distill.augmentation import (
     shard_paths,
     write_shards,
 )
+from distill.augmentation.adaptation import new_masked_lm
+from distill.augmentation.filtering import TeacherFilter, check_filter
 from distill.augmentation.replacement import Candidates
 from distill.config import Config, to_plain
 from distill.settings import UserError
-from distill.teachers import resolve
+from distill.teachers import resolve, weights_hash
+from pipelines.masked_lm import model_folder
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
 
@@ -39,12 +42,23 @@ SHARD_ROWS = 20_000
 
 class AugmentStage(Stage):
     name = "augment"
+    after = ("masked_lm",)
 
     def is_on(self, config: Config) -> bool:
         return config.augment is not None and config.task is not None
 
+    def reads(self, config: Config) -> tuple[str, ...]:
+        filtered = config.augment is not None and config.augment.filter is not None
+        return (*self.after, "teacher") if filtered else self.after
+
     def check(self, run: Run) -> None:
-        Candidates(_options(run), masked_lm(run), None)
+        if _options(run).filter is not None:
+            check_filter(run.task)
+        if run.config.teacher.adapt_masked_lm is None:
+            found = masked_lm(run)
+        else:  # the stage before makes it
+            found = new_masked_lm(run.checkpoint.source, run.config.seed), run.checkpoint.tokenizer
+        Candidates(_options(run), found, None)
 
     def depends_on(self, run: Run) -> Mapping[str, Any]:
         return {
@@ -58,7 +72,8 @@ class AugmentStage(Stage):
 
     def plan(self, run: Run) -> list[Work]:
         rows = len(run.data.splits["train"])
-        return [Work(self.name, f"{rows:,} rows, {_options(run).copies} copies each")]
+        filtered = f", kept where {_options(run).filter}" if _options(run).filter is not None else ""
+        return [Work(self.name, f"{rows:,} rows, {_options(run).copies} copies each{filtered}")]
 
     def run(self, run: Run) -> dict[str, Any]:
         rows = run.data.splits["train"]
@@ -71,29 +86,54 @@ class AugmentStage(Stage):
             seed=run.config.seed,
             masked_lm=masked_lm(run),
             excluded=held_out,
+            keep=_teacher_filter(run),
             cache=run.folder / self.name / "neighbours",
         )
         if augmenter.candidates.masked is None:
-            run.say(f"augment: {run.config.teacher.model} has no masked-LM head: candidates come from vectors alone")
+            run.say(
+                f"augment: {run.config.teacher.model} has no masked-LM head: candidates come from vectors alone "
+                "(teacher.adapt_masked_lm={max_steps: 300} would train one)"
+            )
         bar = tqdm(total=len(rows), desc=self.name, unit="row", dynamic_ncols=True, disable=not run.is_main)
         files = write_shards(
             augmented_folder(run),
             augmenter,
             count=_shards(run),
-            fingerprint=hashlib.sha256(json.dumps(self.depends_on(run), sort_keys=True).encode()).hexdigest(),
+            fingerprint=_fingerprint(run, self.depends_on(run)),
             process=(run.placement.rank, run.placement.processes),
             # The bar counts this process's rows; the others do as many.
             progress=lambda done: _advance(bar, done * run.placement.processes),
         )
         bar.close()
         run.accelerator.wait_for_everyone()
-        return {"rows": len(rows), **dict(Counter(read_counts(files)))}
+        counts = dict(Counter(read_counts(files)))
+        if augmenter.keep is not None:
+            before = counts["kept"] + counts["filtered"]
+            run.say(
+                f"augment: the teacher's filter ({_options(run).filter}) kept {counts['kept']:,} of {before:,} copies"
+            )
+        return {"rows": len(rows), **counts}
 
 
 def masked_lm(run: Run) -> MaskedLM | None:
-    """The checkpoint named in augment.masked_lm, else the given teacher's own head, else none: vectors alone."""
+    """The checkpoint named in augment.masked_lm, else what the stage masked_lm made, else the given teacher's own head,
+    else none: vectors alone.
+
+    Raises:
+        UserError: the stage masked_lm is on and has not been done.
+    """
     named = _options(run).masked_lm
-    found = load_masked_lm(resolve(named)) if named is not None else find_masked_lm(run.checkpoint.source)
+    if named is not None:
+        found: MaskedLM | None = load_masked_lm(resolve(named))
+    elif run.config.teacher.adapt_masked_lm is None:
+        found = find_masked_lm(run.checkpoint.source)
+    elif model_folder(run).is_dir():
+        found = load_masked_lm(str(model_folder(run)))
+    else:
+        raise UserError(
+            f"teacher.adapt_masked_lm: {run.folder} holds no masked LM yet. Make it with `tinybert run CONFIG --stages "
+            "masked_lm`, or set teacher.adapt_masked_lm to null."
+        )
     if found is None:
         return None
     model, tokenizer = found
@@ -105,7 +145,9 @@ def training_rows(run: Run) -> Dataset:
     rows = run.data.splits["train"]
     if run.config.augment is None:
         return rows
-    files = [str(path) for path in shard_paths(augmented_folder(run), _shards(run))]
+    files = [str(path) for path in shard_paths(augmented_folder(run), _shards(run)) if read_counts([path])["kept"]]
+    if not files:
+        return rows
     with run.accelerator.main_process_first():
         augmented = load_dataset("parquet", data_files=files, split="train")
     return concatenate_datasets([rows, augmented.select_columns(rows.column_names).cast(rows.features)])
@@ -130,6 +172,30 @@ def augmented_folder(run: Run) -> Path:
 def _columns(run: Run) -> TextColumns:
     outside = run.data.names.index("O") if "O" in run.data.names else 0
     return TextColumns.of(run.data.splits["train"].column_names, outside=outside)
+
+
+def _teacher_filter(run: Run) -> TeacherFilter | None:
+    if _options(run).filter is None:
+        return None
+    return TeacherFilter(
+        run.load_task_teacher(),
+        run.task_teacher.tokenizer,
+        run.task,
+        run.data.splits["train"],
+        _options(run),
+        max_length=run.config.data.max_length,
+        batch_size=run.config.evaluate.batch_size,
+    )
+
+
+def _fingerprint(run: Run, inputs: Mapping[str, Any]) -> str:
+    """Of all that the rows follow from: the inputs, and what stages before have made."""
+    made = []
+    if run.config.teacher.adapt_masked_lm is not None:
+        made.append(weights_hash(str(model_folder(run))))
+    if _options(run).filter is not None:
+        made.append(weights_hash(run.task_teacher.source))
+    return hashlib.sha256(json.dumps([inputs, made], sort_keys=True).encode()).hexdigest()
 
 
 def _shards(run: Run) -> int:

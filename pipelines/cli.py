@@ -33,7 +33,9 @@ def run(
     output: Annotated[str | None, typer.Option(help="Run folder; replaces the config's output.")] = None,
     stages: Annotated[
         str | None,
-        typer.Option(help="Run only these, comma-separated: teacher, general, augment, task, evaluate, export."),
+        typer.Option(
+            help="Run only these, comma-separated: teacher, general, masked_lm, augment, task, evaluate, export."
+        ),
     ] = None,
     redo: Annotated[
         list[str] | None, typer.Option(help="Do a finished stage, and what follows from it, again. May be repeated.")

@@ -23,6 +23,7 @@ from pipelines.augment import AugmentStage
 from pipelines.evaluate import EvaluateStage
 from pipelines.export import ExportStage
 from pipelines.general import GeneralStage
+from pipelines.masked_lm import MaskedLMStage
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
 from pipelines.task import TaskStage
@@ -32,6 +33,7 @@ from pipelines.tokenizers import check_tokenizers
 STAGES: tuple[Stage, ...] = (
     TeacherStage(),
     GeneralStage(),
+    MaskedLMStage(),
     AugmentStage(),
     TaskStage(),
     EvaluateStage(),
@@ -99,9 +101,9 @@ def _due(run: Run, stages: Sequence[Stage], only: Collection[str], redo: Collect
     due: list[Due] = []
     for stage in stages:
         inputs = json.loads(json.dumps(dict(stage.depends_on(run)), sort_keys=True))
-        upstream = {name: keys[name] for name in stage.after if name in keys}
+        upstream = {name: keys[name] for name in stage.reads(run.config) if name in keys}
         keys[stage.name] = hashlib.sha256(json.dumps([inputs, upstream], sort_keys=True).encode()).hexdigest()
-        again = stage.name in redo or bool(renewed & set(stage.after))
+        again = stage.name in redo or bool(renewed & set(stage.reads(run.config)))
         if again:
             renewed.add(stage.name)
         started = None if again else _read(run.folder / stage.name / "started.json")
@@ -111,7 +113,7 @@ def _due(run: Run, stages: Sequence[Stage], only: Collection[str], redo: Collect
         wanted = not only or stage.name in only
         if wanted:
             due.append(Due(stage, keys[stage.name], {"inputs": inputs, "after": upstream}, done))
-        elif not done and any(stage.name in later.after for later in stages if later.name in only):
+        elif not done and any(stage.name in later.reads(run.config) for later in stages if later.name in only):
             raise UserError(f"--stages: {stage.name} has no result yet, and a stage you named reads it. Name it too.")
     return due
 

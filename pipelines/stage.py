@@ -32,6 +32,10 @@ class Stage:
     def is_on(self, config: Config) -> bool:
         return True
 
+    def reads(self, config: Config) -> tuple[str, ...]:
+        """`after`, where it does not follow from settings."""
+        return self.after
+
     def depends_on(self, run: Run) -> Mapping[str, Any]:
         """Plain values; a finished stage is skipped while they and the stages before it are unchanged."""
         raise NotImplementedError

@@ -9,13 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForMaskedLM
 
-from distill import tiny
 from distill.augmentation import (
     Augmenter,
     AugmentOptions,
@@ -179,33 +176,6 @@ def test_a_filter_decides_what_is_kept(vectors: Path) -> None:
     made = _augment(rows, _options(vectors, copies=9), keep=lambda batch: [row["copy"] % 2 == 0 for row in batch])
     assert made
     assert all(row["copy"] % 2 == 0 for row in made)
-
-
-@pytest.mark.parametrize("family", ["bert", "mobilebert", "albert", "electra", "modernbert", "deberta-v2", "mpnet"])
-def test_the_masked_lm_s_candidates_are_those_of_one_plain_forward_a_word(family: str, build_model: Any) -> None:
-    tokenizer = tiny.tokenizer()
-    model = build_model(family, AutoModelForMaskedLM, vocab_size=len(tokenizer))
-    texts = ["rain snow walk piano", "long morning walk near town", "guitar song"]
-    rows = [{"text": text, "label": 0} for text in texts]
-    for batch_tokens in (1, 64, 4096):
-        options = _options(None, copies=60, probability=1.0, candidates=4, batch_tokens=batch_tokens)
-        made = _augment(rows, options, masked_lm=(model, tokenizer))
-        for number, text in enumerate(texts):
-            words = text.split()
-            for place, word in enumerate(words):
-                seen = {row["text"].split()[place] for row in made if row["source_row"] == number} - {word}
-                assert seen <= _plain_candidates(model, tokenizer, words, place, 4)
-
-
-def _plain_candidates(model: Any, tokenizer: Any, words: list[str], place: int, count: int) -> set[str]:
-    """As published: the masked text, then the text itself as second segment, one forward, the whole order sorted."""
-    masked = [*words[:place], "[MASK]", *words[place + 1 :]]
-    batch = tokenizer(" ".join(masked), " ".join(words), return_tensors="pt")
-    where = int((batch["input_ids"][0] == tokenizer.mask_token_id).nonzero()[0])
-    with torch.no_grad():
-        logits = model(**batch).logits[0, where]
-    best = tokenizer.convert_ids_to_tokens(logits.argsort(descending=True)[:count].tolist())
-    return {piece for piece in best if not piece.startswith("##")}
 
 
 def test_shards_are_written_whole_and_made_once(vectors: Path, tmp_path: Path) -> None:

@@ -50,6 +50,9 @@ def test_two_processes_give_the_student_of_one(tmp_path: Path) -> None:
     assert together.stdout.count("export:") == 1  # the second process says nothing
     files = [sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()) for run in (one, two)]
     assert files[0] == files[1]
+    augmented = [path for path in files[0] if path.startswith("augment/data/")]
+    assert augmented
+    assert all((one / path).read_bytes() == (two / path).read_bytes() for path in augmented)
     assert _largest_difference(one, two) < 2e-5
 
 

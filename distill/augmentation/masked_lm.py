@@ -6,37 +6,29 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from distill.augmentation.masked_forward import MaskedForward, MaskedSequence, packs
 from distill.augmentation.options import AugmentOptions
 from distill.augmentation.precision import has_bf16
 from distill.augmentation.words import Passage
+from distill.families import positions
 from distill.settings import UserError
 
 logger = logging.getLogger(__name__)
 
 MaskedLM = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
+HEAD_MASKS = 512
+"""Masks whose logits are computed together, about."""
 NEAR_TIE = 2.0**-18
 """float32 logits closer than this times the largest may change order with the batch: seven times the change that was
 seen from one sequence to 64."""
-
-
-@dataclass(frozen=True)
-class _Forward:
-    """A sequence with the places of its masks; keys say which words they stand for: (passage, word)."""
-
-    ids: list[int]
-    types: list[int]
-    places: list[int] = field(default_factory=list)
-    keys: list[tuple[int, int]] = field(default_factory=list)
 
 
 def find_masked_lm(checkpoint: str) -> MaskedLM | None:
@@ -83,10 +75,10 @@ class MaskedCandidates:
     sequence. A text that does not fit is cut into windows; the published script cuts its second segment, then drops
     the words beyond.
 
-    Batches hold sequences of one length, so no padding enters; the head, and the last layer after its attention, run on
-    masked places alone. In float32 a word whose order among the best K + 1 could depend on rounding is decided by a
-    plain forward of its sequence alone; bf16 is chosen only where it says the same to the bit in every batch. So
-    candidates depend neither on the batch nor on what else is in it.
+    No padding enters, and the head runs on masked places alone; see masked_forward.py. In float32 a word whose order
+    among the best K + 1 could depend on rounding is decided by a plain forward of its sequence alone; bf16 is chosen
+    only where it says the same to the bit in every batch. So candidates depend neither on the batch nor on what else is
+    in it.
     Source: TinyBERT (arXiv 1909.10351), algorithm 1; huawei-noah TinyBERT/data_augmentation.py.
     """
 
@@ -97,11 +89,12 @@ class MaskedCandidates:
                 "'fast' tokenizer). Name another checkpoint, or set augment.masked_lm and teacher to BERT-like ones."
             )
         self.model, self.tokenizer, self.options = model.eval(), tokenizer, options
+        self.forward = MaskedForward(self.model)
         self.texts = _piece_texts(tokenizer)
         exact = options.mode == "exact"
         self.paired = exact if options.second_segment is None else options.second_segment
         self.frame = _Frame.of(tokenizer, self.paired)
-        longest = min(options.max_length, tokenizer.model_max_length, model.config.max_position_embeddings)
+        longest = min(options.max_length, tokenizer.model_max_length, positions(model.config) or options.max_length)
         self.window_pieces = (longest - self.frame.special_pieces) // (2 if self.paired else 1)
         if self.window_pieces < 1:
             raise UserError(f"augment.max_length: {longest} leaves no room for text. Set it to 64 or more.")
@@ -117,16 +110,20 @@ class MaskedCandidates:
     def find(self, passages: Sequence[Passage]) -> list[list[list[str] | None]]:
         """Candidates of every word of every passage; None for words of several pieces."""
         found: list[list[list[str] | None]] = [[None] * len(passage.words) for passage in passages]
-        forwards = sorted(self._forwards(passages), key=lambda forward: len(forward.ids))
-        for length, same in groupby(forwards, key=lambda forward: len(forward.ids)):
-            for batch in _chunks(list(same), max(1, self.options.batch_tokens // length)):
-                keys = [key for forward in batch for key in forward.keys]
-                for (passage, word), pieces in zip(keys, self._best(batch), strict=True):
+        sequences = sorted(self._sequences(passages), key=lambda sequence: len(sequence.ids))
+        waiting: list[MaskedSequence] = []
+        states: list[Tensor] = []
+        for pack in packs(sequences, self.options.batch_tokens):
+            states.append(self.forward.hidden(pack))
+            waiting += pack
+            if sum(map(len, states)) >= HEAD_MASKS or waiting[-1] is sequences[-1]:
+                for (passage, word), pieces in self._best(waiting, torch.cat(states)):
                     texts = (self.texts[piece] for piece in pieces if piece < len(self.texts))
                     found[passage][word] = [text for text in texts if text]
+                waiting, states = [], []
         return found
 
-    def _forwards(self, passages: Sequence[Passage]) -> Iterator[_Forward]:
+    def _sequences(self, passages: Sequence[Passage]) -> Iterator[MaskedSequence]:
         if not passages:
             return
         encoded = self.tokenizer(
@@ -147,12 +144,12 @@ class MaskedCandidates:
                 text = pieces[first : first + self.window_pieces]
                 for group in self._groups(members):
                     ids, types, start = self.frame.fill(text)
-                    forward = _Forward(ids, types)
+                    sequence = MaskedSequence(ids, types)
                     for word, piece in group:
-                        forward.places.append(start + piece - first)
-                        forward.keys.append((index, word))
-                        ids[forward.places[-1]] = self.tokenizer.mask_token_id
-                    yield forward
+                        sequence.places.append(start + piece - first)
+                        sequence.keys.append((index, word))
+                        ids[sequence.places[-1]] = self.tokenizer.mask_token_id
+                    yield sequence
 
     def _groups(self, members: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
         """Which words share a forward: each joins the first group whose last word is far enough before it."""
@@ -168,74 +165,47 @@ class MaskedCandidates:
                 groups.append([member])
         return groups
 
-    @torch.inference_mode()
-    def _best(self, batch: list[_Forward]) -> list[list[int]]:
-        """The K likeliest pieces at every mask of sequences of one length, in order."""
-        rows = [row for row, forward in enumerate(batch) for _ in forward.places]
-        places = [place for forward in batch for place in forward.places]
-        logits = self._logits_at(batch, rows, places)
-        top = logits.topk(min(self.options.candidates + 1, logits.shape[-1]), dim=-1)
-        best: list[list[int]] = top.indices[:, : self.options.candidates].tolist()
-        if self.model.dtype == torch.float32:
-            gaps = (top.values[:, :-1] - top.values[:, 1:]).amin(-1)
-            unsure = gaps < NEAR_TIE * logits.abs().amax(-1)
-            for index in unsure.nonzero().flatten().tolist():
-                alone = self.model(**self._inputs([batch[rows[index]]])).logits[0, places[index]]
-                order = alone.sort(descending=True, stable=True).indices
-                best[index] = order[: self.options.candidates].tolist()
-        return best
-
-    def _logits_at(self, batch: list[_Forward], rows: list[int], places: list[int]) -> Tensor:
-        """Logits (n, vocabulary) float32 at the masked places: all other hidden states are dropped on the way."""
-
-        def select(hidden: Tensor) -> Tensor:
-            return hidden[rows, places].unsqueeze(0)
-
-        def select_inputs(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(map(select, args))
-
-        def select_output(module: nn.Module, args: Any, output: Any) -> Any:
-            output.last_hidden_state = select(output.last_hidden_state)
-            return output
-
-        # What follows attention in the last layer works position by position.
-        layers = getattr(getattr(self.model.base_model, "encoder", None), "layer", None)
-        # MobileBERT's layer adds its whole input once more at its end.
-        last = None if layers is None or hasattr(layers[-1], "bottleneck") else layers[-1]
-        after_attention = getattr(getattr(last, "attention", None), "output", None)
-        if after_attention is not None:
-            handle = after_attention.register_forward_pre_hook(select_inputs)
-        else:
-            handle = self.model.base_model.register_forward_hook(select_output)
-        try:
-            logits = self.model(**self._inputs(batch)).logits
-        finally:
-            handle.remove()
-        return logits[0].float()
+    def _best(self, sequences: Sequence[MaskedSequence], states: Tensor) -> Iterator[tuple[tuple[int, int], list[int]]]:
+        """The key of every mask and its K likeliest pieces, in order."""
+        masks = [(sequence, place, key) for sequence in sequences for place, key in _masks(sequence)]
+        for start in range(0, len(masks), HEAD_MASKS):
+            logits = self.forward.logits(states[start : start + HEAD_MASKS])
+            top = logits.topk(min(self.options.candidates + 1, logits.shape[-1]), dim=-1)
+            best: list[list[int]] = top.indices[:, : self.options.candidates].tolist()
+            if self.model.dtype == torch.float32:
+                gaps = (top.values[:, :-1] - top.values[:, 1:]).amin(-1)
+                unsure = gaps < NEAR_TIE * logits.abs().amax(-1)
+                for index in unsure.nonzero().flatten().tolist():
+                    best[index] = self._best_alone(*masks[start + index][:2])
+            yield from zip((key for _, _, key in masks[start : start + HEAD_MASKS]), best, strict=True)
 
     @torch.inference_mode()
+    def _best_alone(self, sequence: MaskedSequence, place: int) -> list[int]:
+        """By a plain forward of the sequence alone, sorted."""
+        logits = self.model(**self.forward.inputs([sequence])).logits[0, place]
+        order: list[int] = logits.sort(descending=True, stable=True).indices[: self.options.candidates].tolist()
+        return order
+
     def _reduce_precision(self) -> None:
         """To bf16; on the automatic choice only if a sequence alone gets the logits that it gets in a batch."""
         whole, self.model = self.model, copy.deepcopy(self.model).to(torch.bfloat16)
+        self.forward = MaskedForward(self.model)
         if self.options.precision == "bf16":
             return
         generator = torch.Generator().manual_seed(0)
-        for length in (5, 12, 33):
-            ids = torch.randint(self.model.config.vocab_size, (64, length), generator=generator)
-            batch = [_Forward(sequence, [0] * length) for sequence in ids.tolist()]
-            together = self._logits_at(batch, list(range(64)), [1] * 64)
-            for part in (1, 7):
-                if not torch.equal(self._logits_at(batch[:part], list(range(part)), [1] * part), together[:part]):
-                    logger.warning("bf16 logits depend on the batch on this processor: candidates are found in float32")
-                    self.model = whole
-                    return
-
-    def _inputs(self, batch: list[_Forward]) -> dict[str, Tensor]:
-        inputs = {"input_ids": torch.tensor([forward.ids for forward in batch], device=self.model.device)}
-        if "token_type_ids" in self.tokenizer.model_input_names:
-            types = [forward.types for forward in batch]
-            inputs["token_type_ids"] = torch.tensor(types, device=self.model.device)
-        return inputs
+        vocabulary = self.model.config.vocab_size
+        batch = [
+            MaskedSequence(ids, [0] * length, [1])
+            for length in (5, 12, 33)
+            for ids in torch.randint(vocabulary, (64, length), generator=generator).tolist()
+        ]
+        together = self.forward.logits(self.forward.hidden(batch))
+        for first, last in ((0, 1), (30, 37), (60, 130), (191, 192)):
+            part = self.forward.logits(self.forward.hidden(batch[first:last]))
+            if not torch.equal(part, together[first:last]):
+                logger.warning("bf16 logits depend on the batch on this processor: candidates are found in float32")
+                self.model, self.forward = whole, MaskedForward(whole)
+                return
 
 
 @dataclass(frozen=True)
@@ -272,6 +242,10 @@ class _Frame:
         return ids, types + [self.second_type] * (len(ids) - len(types)), len(self.before)
 
 
+def _masks(sequence: MaskedSequence) -> Iterator[tuple[int, tuple[int, int]]]:
+    return zip(sequence.places, sequence.keys, strict=True)
+
+
 def _single_pieces(passage: Passage, offsets: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """(word, piece) for the words that are one piece. Words and pieces both come in the text's order."""
     piece = 0
@@ -301,8 +275,3 @@ def _piece_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         else:
             texts[index] = piece
     return texts
-
-
-def _chunks(items: list[_Forward], size: int) -> Iterator[list[_Forward]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -34,8 +34,13 @@ class AugmentOptions:
     """Least distance, in word pieces, of two words masked in one forward; fast mode only."""
     max_length: PositiveInt = 512
     """Word pieces of a masked forward, special ones and second segment included; a longer text is cut in windows."""
-    batch_tokens: PositiveInt = 8192
+    batch_tokens: PositiveInt = 4096
     """Word pieces of a batch of masked forwards; bounds the memory, not what comes out."""
+    filter: Literal["same_label", "confident"] | None = None
+    """Keep only the copies that the fine-tuned teacher labels as it labels the source row (same_label), or labels with
+    a probability of filter_confidence or more (confident). For tasks that put labels on texts. null: keep all."""
+    filter_confidence: float = Field(default=0.9, gt=0, le=1)
+    """Least probability of the teacher's label; of its least certain label where a row may have several."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the masked LM. auto: fp32 in exact mode; in fast mode bf16 where the processor has it and rounds alike in
     every batch. bf16: in any case, though candidates may then depend on batch_tokens."""

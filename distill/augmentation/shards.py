@@ -84,7 +84,8 @@ def _write(
                     if len(group) == GROUP_ROWS:
                         writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
                         group = []
-                writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
+                if group:  # a group of no rows is one that datasets cannot read
+                    writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
                 # The counts are known only now; parquet takes them into its footer.
                 writer.add_key_value_metadata(
                     {"augmentation": json.dumps({"fingerprint": fingerprint, "counts": counts})}
