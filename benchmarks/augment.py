@@ -1,7 +1,9 @@
 """Augmentation against a plain word-by-word implementation of the published algorithm: same candidates, rows a second.
 The implementation that is measured is left to distill/augmentation.
 
-    python -m benchmarks.augment --data ../shared/data/sst2/train.jsonl.gz --rows 500 --json OUT
+    OMP_NUM_THREADS=1 python -m benchmarks.augment --data ../shared/data/sst2/train.jsonl.gz --rows 500 --json OUT
+
+One thread each: numpy's threads would otherwise wait for torch's, at the cost of the plain implementation.
 
 No pretrained masked LM is among the packages: the encoder is all-MiniLM-L6-v2, the head is tied to its word embeddings
 with a transform from a seed. What it proposes is poor; what it costs is what any head of this size costs. --masked-lm
@@ -39,8 +41,9 @@ from distill.augmentation.vectors import Neighbours, WordVectors, read_vectors
 from distill.augmentation.words import STOP_WORDS, Passage, find_words
 from distill.settings import UserError
 
-PARTS = 4
-"""Parts in which the rows are gone through, each in every way before the next."""
+PARTS = 2
+"""Parts in which the rows are gone through, each in every way before the next; of about as many rows as the stage
+takes together."""
 
 Lists = list[list[list[str]]]
 """Candidates: row, word, candidate."""

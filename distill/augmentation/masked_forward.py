@@ -35,8 +35,8 @@ class MaskedForward:
 
     Where the family has BERT's layout, sequences of all lengths lie end to end in one matrix, without padding; only
     attention is computed length by length. The first layer's queries, keys and values are computed once for each
-    (piece, position, type), for they depend on nothing else; after the last layer's attention only masked places go
-    on. Other families run as they are, one length at a time.
+    (piece, position, type), for they depend on nothing else; in the last layer only masked places attend and go on.
+    Other families run as they are, one length at a time.
 
     Vocabularies are large: the head is read once for the masks of many batches.
     """
@@ -58,7 +58,8 @@ class MaskedForward:
         groups = [list(same) for _, same in groupby(sequences, key=lambda sequence: len(sequence.ids))]
         if self.head is None:
             return torch.cat([self._whole(group) for group in groups])
-        edges = _edges([(len(group), len(group[0].ids)) for group in groups])
+        lengths = [len(group[0].ids) for group in groups]
+        sizes = [len(group) * length for group, length in zip(groups, lengths, strict=True)]
         pieces, types, numbers, places = self._end_to_end(sequences)
         # Embeddings follow from these three.
         key = (pieces * int(numbers.max() + 1) + numbers) * 2 + types
@@ -71,15 +72,18 @@ class MaskedForward:
             position_ids=numbers[first].unsqueeze(0),
         )[0]
         hidden, mixed = distinct[where], F.linear(distinct, *self.projections[0])[where]
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(self.layers[:-1]):
             if number:
                 mixed = F.linear(hidden, *self.projections[number])
-            attended = torch.cat([self._attend(mixed[start:stop], length) for start, stop, length in edges])
-            if number == len(self.layers) - 1:
-                attended, hidden = attended[places], hidden[places]
-            between = layer.attention.output(attended, hidden)
-            hidden = layer.output(layer.intermediate(between), between)
-        return hidden
+            parts = zip(mixed.split(sizes), lengths, strict=True)
+            hidden = _feed(layer, torch.cat([self._attend(*part) for part in parts]), hidden)
+        weight, bias = self.projections[-1]
+        width = hidden.shape[1]
+        queries = F.linear(hidden[places], weight[:width], bias[:width])
+        others = F.linear(hidden, weight[width:], bias[width:])
+        owners = [_rows_of_masks(group) for group in groups]
+        asked = zip(queries.split([len(rows) for rows in owners]), others.split(sizes), lengths, owners, strict=True)
+        return _feed(self.layers[-1], torch.cat([self._attend_from(*part) for part in asked]), hidden[places])
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -95,9 +99,8 @@ class MaskedForward:
         return model_inputs(self.model, {"input_ids": ids, "token_type_ids": types})
 
     def _whole(self, group: Sequence[MaskedSequence]) -> Tensor:
-        rows = [row for row, sequence in enumerate(group) for _ in sequence.places]
         places = [place for sequence in group for place in sequence.places]
-        return logits_at(self.model, self.inputs(group), rows, places)
+        return logits_at(self.model, self.inputs(group), _rows_of_masks(group), places)
 
     def _end_to_end(self, sequences: Sequence[MaskedSequence]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Pieces, types and positions of all sequences, and where the masks are, each (n,)."""
@@ -115,11 +118,32 @@ class MaskedForward:
         return made[0], made[1], made[2], made[3]
 
     def _attend(self, mixed: Tensor, length: int) -> Tensor:
-        """Attention inside sequences of one length, from (n, 3 * width) to (n, width)."""
-        query, key, value = mixed.view(-1, length, 3, self.heads, mixed.shape[1] // 3 // self.heads).permute(
-            2, 0, 3, 1, 4
-        )
+        """Attention inside sequences of one length, from queries, keys and values (n, 3 * width) to (n, width)."""
+        query, key, value = self._by_head(mixed, length, 3)
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(len(mixed), -1)
+
+    def _attend_from(self, queries: Tensor, others: Tensor, length: int, rows: list[int]) -> Tensor:
+        """The same from some places alone: queries (m, width) of the sequences `rows`, others (n, 2 * width)."""
+        key, value = self._by_head(others, length, 2)
+        query = queries.view(len(rows), self.heads, 1, -1)
+        return F.scaled_dot_product_attention(query, key[rows], value[rows]).reshape(len(rows), -1)
+
+    def _by_head(self, mixed: Tensor, length: int, parts: int) -> Tensor:
+        """(n, parts * width) as (parts, sequences, heads, length, width of a head)."""
+        width = mixed.shape[1] // parts // self.heads
+        return mixed.view(-1, length, parts, self.heads, width).permute(2, 0, 3, 1, 4)
+
+
+def _feed(layer: Any, attended: Tensor, hidden: Tensor) -> Tensor:
+    """What follows attention in a layer; place by place."""
+    between = layer.attention.output(attended, hidden)
+    fed: Tensor = layer.output(layer.intermediate(between), between)
+    return fed
+
+
+def _rows_of_masks(group: Sequence[MaskedSequence]) -> list[int]:
+    """The number of the sequence of every mask."""
+    return [row for row, sequence in enumerate(group) for _ in sequence.places]
 
 
 def logits_at(model: PreTrainedModel, inputs: Mapping[str, Tensor], rows: Any, places: Any) -> Tensor:
@@ -145,15 +169,6 @@ def _projection(attention: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight and bias of queries, keys and values as one matrix product."""
     parts: list[Any] = [attention.query, attention.key, attention.value]
     return torch.cat([part.weight.detach() for part in parts]), torch.cat([part.bias.detach() for part in parts])
-
-
-def _edges(groups: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """(start, stop, length) of groups of (sequences, length) that lie end to end."""
-    edges, start = [], 0
-    for count, length in groups:
-        edges.append((start, start + count * length, length))
-        start += count * length
-    return edges
 
 
 def packs(sequences: Sequence[MaskedSequence], pieces: int) -> Iterator[list[MaskedSequence]]:

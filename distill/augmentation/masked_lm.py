@@ -90,7 +90,7 @@ class MaskedCandidates:
             )
         self.model, self.tokenizer, self.options = model.eval(), tokenizer, options
         self.forward = MaskedForward(self.model)
-        self.texts = _piece_texts(tokenizer)
+        self.texts = _piece_texts(tokenizer, model.config.vocab_size)
         exact = options.mode == "exact"
         self.paired = exact if options.second_segment is None else options.second_segment
         self.frame = _Frame.of(tokenizer, self.paired)
@@ -118,8 +118,7 @@ class MaskedCandidates:
             waiting += pack
             if sum(map(len, states)) >= HEAD_MASKS or waiting[-1] is sequences[-1]:
                 for (passage, word), pieces in self._best(waiting, torch.cat(states)):
-                    texts = (self.texts[piece] for piece in pieces if piece < len(self.texts))
-                    found[passage][word] = [text for text in texts if text]
+                    found[passage][word] = [self.texts[piece] for piece in pieces if self.texts[piece]]
                 waiting, states = [], []
         return found
 
@@ -134,8 +133,8 @@ class MaskedCandidates:
             return_token_type_ids=False,
             verbose=False,
         )
-        for index, passage in enumerate(passages):
-            pieces, offsets = encoded["input_ids"][index], encoded["offset_mapping"][index]
+        texts = zip(passages, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        for index, (passage, pieces, offsets) in enumerate(texts):
             windows: dict[int, list[tuple[int, int]]] = {}
             for word, piece in _single_pieces(passage, offsets):
                 windows.setdefault(piece // self.window_pieces, []).append((word, piece))
@@ -259,10 +258,10 @@ def _single_pieces(passage: Passage, offsets: Sequence[tuple[int, int]]) -> Iter
             yield index, piece
 
 
-def _piece_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The word each piece begins, by id; "" for a piece that continues a word."""
+def _piece_texts(tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:
+    """The word each piece begins, by id; "" for a piece that continues a word and for the model's spare ones."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    texts = [""] * (max(vocabulary.values()) + 1)
+    texts = [""] * max(count, *(index + 1 for index in vocabulary.values()))
     wordpiece = any(piece.startswith("##") for piece in vocabulary)
     # Byte-level BPE and SentencePiece mark the space before a word instead of the continuation.
     marked = not wordpiece and any(piece.startswith(("\u0120", "\u2581")) for piece in vocabulary)
