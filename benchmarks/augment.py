@@ -1,9 +1,7 @@
 """Augmentation against a plain word-by-word implementation of the published algorithm: same candidates, rows a second.
 The implementation that is measured is left to distill/augmentation.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.augment --data ../shared/data/sst2/train.jsonl.gz --rows 500 --json OUT
-
-One thread each: numpy's threads would otherwise wait for torch's, at the cost of the plain implementation.
+    python -m benchmarks.augment --data ../shared/data/sst2/train.jsonl.gz --rows 500 --json OUT
 
 No pretrained masked LM is among the packages: the encoder is all-MiniLM-L6-v2, the head is tied to its word embeddings
 with a transform from a seed. What it proposes is poor; what it costs is what any head of this size costs. --masked-lm

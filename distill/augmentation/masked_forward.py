@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from distill.activations import model_inputs
+from distill.augmentation.inference_linear import InferenceLinear
 from distill.families import positions
 
 BERT_LAYOUT = ("bert", "roberta", "xlm-roberta", "camembert")
@@ -49,8 +50,11 @@ class MaskedForward:
             body, config = model.base_model, model.config
             # Where positions begin behind the padding piece's number, some embeddings are never used.
             self.first_position = config.max_position_embeddings - (positions(config) or 0)
-            self.embeddings, self.layers, self.heads = body.embeddings, body.encoder.layer, config.num_attention_heads
-            self.projections = [_projection(layer.attention.self) for layer in self.layers]
+            self.embeddings, self.heads = body.embeddings, config.num_attention_heads
+            self.layers = [_Layer(layer) for layer in body.encoder.layer]
+            *attentions, last = [layer.attention.self for layer in body.encoder.layer]
+            self.projections = [_projection(each.query, each.key, each.value) for each in attentions]
+            self.last_queries, self.last_others = _projection(last.query), _projection(last.key, last.value)
 
     @torch.inference_mode()
     def hidden(self, sequences: Sequence[MaskedSequence]) -> Tensor:
@@ -71,19 +75,15 @@ class MaskedForward:
             token_type_ids=types[first].unsqueeze(0),
             position_ids=numbers[first].unsqueeze(0),
         )[0]
-        hidden, mixed = distinct[where], F.linear(distinct, *self.projections[0])[where]
-        for number, layer in enumerate(self.layers[:-1]):
-            if number:
-                mixed = F.linear(hidden, *self.projections[number])
+        hidden = distinct[where]
+        for number, (project, layer) in enumerate(zip(self.projections, self.layers, strict=False)):
+            mixed = project(hidden) if number else project(distinct)[where]
             parts = zip(mixed.split(sizes), lengths, strict=True)
-            hidden = _feed(layer, torch.cat([self._attend(*part) for part in parts]), hidden)
-        weight, bias = self.projections[-1]
-        width = hidden.shape[1]
-        queries = F.linear(hidden[places], weight[:width], bias[:width])
-        others = F.linear(hidden, weight[width:], bias[width:])
+            hidden = layer.feed(torch.cat([self._attend(*part) for part in parts]), hidden)
+        queries, others = self.last_queries(hidden[places]), self.last_others(hidden)
         owners = [_rows_of_masks(group) for group in groups]
         asked = zip(queries.split([len(rows) for rows in owners]), others.split(sizes), lengths, owners, strict=True)
-        return _feed(self.layers[-1], torch.cat([self._attend_from(*part) for part in asked]), hidden[places])
+        return self.layers[-1].feed(torch.cat([self._attend_from(*part) for part in asked]), hidden[places])
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -134,11 +134,21 @@ class MaskedForward:
         return mixed.view(-1, length, parts, self.heads, width).permute(2, 0, 3, 1, 4)
 
 
-def _feed(layer: Any, attended: Tensor, hidden: Tensor) -> Tensor:
-    """What follows attention in a layer; place by place."""
-    between = layer.attention.output(attended, hidden)
-    fed: Tensor = layer.output(layer.intermediate(between), between)
-    return fed
+class _Layer:
+    """What follows attention in a layer of BERT's layout, place by place, without dropout."""
+
+    def __init__(self, layer: Any) -> None:
+        inner = layer.intermediate
+        self.mix = _projection(layer.attention.output.dense)
+        self.mixed_norm = layer.attention.output.LayerNorm
+        self.widen = InferenceLinear(inner.dense.weight, inner.dense.bias, inner.intermediate_act_fn)
+        self.narrow = _projection(layer.output.dense)
+        self.norm = layer.output.LayerNorm
+
+    def feed(self, attended: Tensor, hidden: Tensor) -> Tensor:
+        between = self.mixed_norm(self.mix(attended) + hidden)
+        fed: Tensor = self.norm(self.narrow(self.widen(between)) + between)
+        return fed
 
 
 def _rows_of_masks(group: Sequence[MaskedSequence]) -> list[int]:
@@ -165,10 +175,9 @@ def logits_at(model: PreTrainedModel, inputs: Mapping[str, Tensor], rows: Any, p
     return logits
 
 
-def _projection(attention: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of queries, keys and values as one matrix product."""
-    parts: list[Any] = [attention.query, attention.key, attention.value]
-    return torch.cat([part.weight.detach() for part in parts]), torch.cat([part.bias.detach() for part in parts])
+def _projection(*parts: nn.Linear) -> InferenceLinear:
+    """Several projections of one input as one product."""
+    return InferenceLinear(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
 
 
 def packs(sequences: Sequence[MaskedSequence], pieces: int) -> Iterator[list[MaskedSequence]]:

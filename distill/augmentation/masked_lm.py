@@ -26,9 +26,9 @@ MaskedLM = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 HEAD_MASKS = 512
 """Masks whose logits are computed together, about."""
-NEAR_TIE = 2.0**-18
-"""float32 logits closer than this times the largest may change order with the batch: seven times the change that was
-seen from one sequence to 64."""
+NEAR_TIE = 2.0**-17
+"""float32 logits closer than this times the largest may change order with the batch: three and a half times the change
+of a gap that was seen."""
 
 
 def find_masked_lm(checkpoint: str) -> MaskedLM | None:
@@ -90,6 +90,7 @@ class MaskedCandidates:
             )
         self.model, self.tokenizer, self.options = model.eval(), tokenizer, options
         self.forward = MaskedForward(self.model)
+        self.batch_tokens = options.batch_tokens or (2048 if model.device.type == "cpu" else 4096)
         self.texts = _piece_texts(tokenizer, model.config.vocab_size)
         exact = options.mode == "exact"
         self.paired = exact if options.second_segment is None else options.second_segment
@@ -113,7 +114,7 @@ class MaskedCandidates:
         sequences = sorted(self._sequences(passages), key=lambda sequence: len(sequence.ids))
         waiting: list[MaskedSequence] = []
         states: list[Tensor] = []
-        for pack in packs(sequences, self.options.batch_tokens):
+        for pack in packs(sequences, self.batch_tokens):
             states.append(self.forward.hidden(pack))
             waiting += pack
             if sum(map(len, states)) >= HEAD_MASKS or waiting[-1] is sequences[-1]:
@@ -173,7 +174,8 @@ class MaskedCandidates:
             best: list[list[int]] = top.indices[:, : self.options.candidates].tolist()
             if self.model.dtype == torch.float32:
                 gaps = (top.values[:, :-1] - top.values[:, 1:]).amin(-1)
-                unsure = gaps < NEAR_TIE * logits.abs().amax(-1)
+                largest = torch.maximum(top.values[:, 0], -logits.amin(-1))
+                unsure = gaps < NEAR_TIE * largest
                 for index in unsure.nonzero().flatten().tolist():
                     best[index] = self._best_alone(*masks[start + index][:2])
             yield from zip((key for _, _, key in masks[start : start + HEAD_MASKS]), best, strict=True)
