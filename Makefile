@@ -2,7 +2,7 @@
 # ARGS passes arguments on: make demo ARGS="task.seed=1 --output runs/seed1", make test ARGS="-k losses".
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format clean
+.PHONY: help setup demo test test-slow bench check format clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -37,6 +37,11 @@ test: setup ## run the fast tests
 
 test-slow: setup ## run the tests that train for longer
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# TextBrewer, which is measured against, is installed for this alone.
+bench: setup ## measure speed against the published step, a peer and the processor (15 minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,bench]'
+	$(BIN)/python -m benchmarks.speed $(ARGS)
 
 check: setup ## check format, lint, types and import layers
 	$(BIN)/ruff format --check .

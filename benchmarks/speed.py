@@ -329,7 +329,12 @@ def alone(work: Work, system: str, steps: int, folder: Path, threads: int | None
 
 
 def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    """Of this process; getrusage would also count the one that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def in_process(work: Work, system: str, steps: int, processes: int = 1, threads: int | None = None) -> dict[str, float]:
