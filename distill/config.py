@@ -111,8 +111,8 @@ class EvaluateOptions:
 class RuntimeOptions:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of training and the frozen teacher; auto: bf16 where a matrix product in it is measured faster."""
-    keep_checkpoints: PositiveInt = 1
-    """Training checkpoints kept while a stage runs."""
+    keep_checkpoints: PositiveInt = 2
+    """Training checkpoints kept while a stage runs; with two there is one before, should the last be damaged."""
     logits_cache: str | None = None
     """Folder in which runs keep and find a teacher's logits; null: the run folder. Every process must see it."""
     cpu_threads: PositiveInt | None = None

@@ -62,9 +62,9 @@ class Tracker:
                 self.total = max(self.total, row["total_step"])
                 self.begun[row["stage"]] = row["total_step"] - row["step"]
         if self.names:
-            self.accelerator.init_trackers(
-                project, config=_flat(config), init_kwargs=_init_options(self.names, self.folder)
-            )
+            # Accelerate opens trackers on the main process alone; the others must not write an id of their own.
+            options = _init_options(self.names, self.folder) if self.accelerator.is_main_process else {}
+            self.accelerator.init_trackers(project, config=_flat(config), init_kwargs=options)
 
     def begin_stage(self, stage: str, done: int) -> None:
         """Count steps on from the last one logged; those of a stage that goes on after `done` steps from its own."""
@@ -98,7 +98,7 @@ def _init_options(names: list[str], folder: Path) -> dict[str, dict[str, Any]]:
     if "wandb" in names:
         identity = folder / "wandb-run-id"
         if not identity.exists():
-            identity.write_text(os.urandom(8).hex(), encoding="utf-8")
+            write_text(identity, os.urandom(8).hex())
         options["wandb"] = {
             "dir": str(folder),
             "name": folder.name,

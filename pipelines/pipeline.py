@@ -149,7 +149,10 @@ def plan(run: Run, due: Sequence[Due]) -> list[Work]:
         UserError: the disk is too small for it.
     """
     works = [work for one in due if not one.done for work in one.stage.plan(run)]
-    needed = max((work.megabytes for work in works), default=0) * 2 + sum(work.megabytes / 4 for work in works)
+    # While one is written, those it follows are still there.
+    checkpoints = run.config.runtime.keep_checkpoints + 1
+    needed = max((work.megabytes for work in works), default=0) * checkpoints
+    needed += sum(work.megabytes / 4 for work in works)
     parent = run.folder.absolute()
     while not parent.exists():
         parent = parent.parent

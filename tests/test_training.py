@@ -1,10 +1,10 @@
-"""Claims about distill/training.py and checkpoint.py: fit() learns, resumes to the bit, keeps the best.
-Stages and run folders are test_pipeline.py's, two processes test_distributed.py's."""
+"""Claims about distill/training.py: fit() learns, resumes to the bit, keeps the best.
+Damaged checkpoints are test_checkpoint.py's, stages and run folders test_pipeline.py's, two processes
+test_distributed.py's."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 
 from distill import tiny
 from distill.attention import show_attention
-from distill.checkpoint import Checkpoints, cpu_state, write_folder, write_json
+from distill.checkpoint import Checkpoints, cpu_state
 from distill.data import Batches, Collator, tokenize
 from distill.interruption import Interrupted
 from distill.layer_map import LayerMapOptions, build_layer_map
@@ -354,62 +354,6 @@ def test_the_logged_rate_is_the_one_that_was_used(setting: Setting) -> None:
     options = TrainingOptions(max_steps=4, batch_size=16, learning_rate=1.0e-3, warmup_fraction=0, log_every_steps=1)
     setting.fit(setting.student(), options, tracker=tracker)
     assert tracker.curve("train/learning_rate") == pytest.approx([1.0e-3, 0.75e-3, 0.5e-3, 0.25e-3])
-
-
-# ---- files
-
-
-def test_checkpoints_are_forgotten_but_for_the_last_and_the_best(setting: Setting) -> None:
-    student = setting.student()
-    with pytest.raises(Interrupted):
-        setting.fit(student, stop_after=11, validation=scripted(student, [0.9, 0.1], True, []))
-    assert sorted(path.name for path in (setting.folder / "unbroken").iterdir()) == [
-        "best-00000004.safetensors",
-        "checkpoint-00000011",
-    ]
-
-
-def test_a_checkpoint_that_was_not_finished_is_not_read(setting: Setting) -> None:
-    with pytest.raises(Interrupted):
-        setting.fit(setting.student(), stop_after=3)
-    for name in (".checkpoint-00000009.part", "checkpoint-00000010"):  # killed while writing; a copy gone wrong
-        (setting.folder / "unbroken" / name).mkdir()
-    tracker = ListTracker()
-    setting.fit(setting.student(), tracker=tracker)
-    assert tracker.rows[0]["step"] == 4
-
-
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    def fill(text: str) -> Callable[[Path], None]:
-        return lambda folder: (folder / "file").write_text(text, encoding="utf-8") and None
-
-    def fail(folder: Path) -> None:
-        (folder / "file").write_text("half", encoding="utf-8")
-        raise OSError("disk full")
-
-    target = tmp_path / "student"
-    write_folder(target, fill("old"))
-    with pytest.raises(OSError, match="disk full"):
-        write_folder(target, fail)
-    assert (target / "file").read_text(encoding="utf-8") == "old"
-    write_folder(target, fill("new"))
-    assert (target / "file").read_text(encoding="utf-8") == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["student"]
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    def values() -> Iterator[Any]:
-        yield {"whole": True}
-        yield {"broken": object()}
-
-    path = tmp_path / "result.json"
-    for value in values():
-        try:
-            write_json(path, value)
-        except TypeError:
-            continue
-    assert path.read_text(encoding="utf-8") == '{\n  "whole": true\n}\n'
-    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
 
 
 # ---- gradient shares
