@@ -56,7 +56,7 @@ def resumed(folder: Path) -> tuple[dict[str, Any] | None, float]:
     """What a new process finds: the state, and the first weight."""
     other = Training(folder)
     state = other.checkpoints.load()
-    return state, float(other.model.weight[0, 0])
+    return state, float(other.model.weight[0, 0].detach())
 
 
 def test_the_manifest_has_size_and_sha256_of_every_file(training: Training) -> None:
