@@ -97,8 +97,8 @@ def _part(path: Path) -> Path:
 def _is_of_the_disk(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno is not None  # those that libraries raise for reasons of their own have none
-    # torch's archive writer raises a RuntimeError of its own for a write that failed, safetensors its one error.
-    return isinstance(error, SafetensorError) or "PytorchStreamWriter failed writing" in str(error)
+    # What safetensors and torch's archive writer (inline_container.cc) raise for a write that failed.
+    return isinstance(error, SafetensorError) or (isinstance(error, RuntimeError) and "inline_container" in str(error))
 
 
 def storage_error(path: Path | str, error: BaseException) -> RunError:
