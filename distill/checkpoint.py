@@ -243,7 +243,7 @@ class Checkpoints:
 
 
 def damage_of(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint: a file that is missing, of another size or of other content; None for nothing."""
+    """What is wrong with a checkpoint: a file that is missing, of another size or content; None for nothing."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_bytes())
         files, best = dict(manifest["files"]), manifest["best"]

@@ -113,6 +113,9 @@ class RuntimeOptions:
     """Of training and the frozen teacher; auto: bf16 where a matrix product in it is measured faster."""
     keep_checkpoints: PositiveInt = 2
     """Training checkpoints kept while a stage runs; with two there is one before, should the last be damaged."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is NaN or infinite is never taken, and its rows are written to
+    skipped_steps.jsonl. stop: the run ends; skip: it goes on, unless 20 such steps follow each other."""
     logits_cache: str | None = None
     """Folder in which runs keep and find a teacher's logits; null: the run folder. Every process must see it."""
     cpu_threads: PositiveInt | None = None

@@ -329,11 +329,15 @@ class Batches:
                 yield micro_batches
                 micro_batches = []
 
-    def step_examples(self, step: int) -> int:
-        """Examples of a step, over all processes."""
+    def rows(self, step: int) -> list[int]:
+        """Numbers of a step's rows, over all processes."""
         assert self.steps_per_epoch is not None
         epoch, index = divmod(step, self.steps_per_epoch)
-        return len(self._epoch(epoch)[index])
+        return sorted(self._epoch(epoch)[index].tolist())
+
+    def step_examples(self, step: int) -> int:
+        """Examples of a step, over all processes."""
+        return len(self.rows(step))
 
     def plan(self, first: int, last: int) -> Iterator[list[Item]]:
         """The rows and weights of this process's micro-batches."""

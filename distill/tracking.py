@@ -8,7 +8,7 @@ import json
 import netrc
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -83,6 +83,24 @@ class Tracker:
             file.write(json.dumps(row) + "\n")
         if self.names:
             self.accelerator.log({f"{stage}/{name}": value for name, value in values.items()}, step=self.offset + step)
+
+    def log_skipped(self, stage: str, step: int, rows: Sequence[int], wrong: Mapping[str, float]) -> Path:
+        """Write the rows of a step that was not taken, and what was not finite, to skipped_steps.jsonl; its path.
+
+        Rows are numbered from 0 as the stage trains on them: the training split and the augmented rows behind it, or
+        the sequences of the corpus.
+        """
+        path = self.folder / "skipped_steps.jsonl"
+        if self.accelerator.is_main_process:
+            row = {
+                "stage": stage,
+                "step": step,
+                "rows": list(rows),
+                "not_finite": {k: str(v) for k, v in wrong.items()},
+            }
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        return path
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Hand over the run's summary and close the trackers."""

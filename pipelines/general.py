@@ -85,7 +85,7 @@ class GeneralStage(Stage):
         if run.is_main:
             save_encoder(student, run, student_folder(run))
         checkpoints.clear()
-        return {"steps": result.steps, "tokens": result.tokens}
+        return result.figures()
 
 
 def batches(run: Run, placement: Placement) -> StepSource:

@@ -214,7 +214,9 @@ def open_run(config: Config) -> Run:
         cpu=_on_cpu(),
     )
     set_seed(config.seed)
-    return Run(config, folder, Session(accelerator, Tracker(accelerator, folder, config.tracking), Interruption()))
+    tracker = Tracker(accelerator, folder, config.tracking)
+    session = Session(accelerator, tracker, Interruption(), config.runtime.on_nonfinite)
+    return Run(config, folder, session)
 
 
 def close_run(run: Run) -> None:

@@ -106,8 +106,8 @@ class TaskStage(Stage):
             "steps": sum(result.steps for result in results.values()),
             "tokens": sum(result.tokens for result in results.values()),
             "phases": {
-                name: {"steps": r.steps, "tokens": r.tokens, "seconds": r.seconds, "validation": r.best}
-                for name, r in results.items()
+                name: {**result.figures(), "seconds": result.seconds, "validation": result.best}
+                for name, result in results.items()
             },
         }
 

@@ -3,6 +3,7 @@ The faults themselves and what is claimed are test_faults.py's."""
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import hashlib
 import json
@@ -25,6 +26,8 @@ FIGURES = ("kills", "resumed", "different_weights", "damaged", "recovered", "dis
 counted: Counter[str] = Counter()
 """What was seen to happen, by the names in FIGURES; printed as the last line of a run of the tests."""
 
+# Arrow's allocator would start a thread in the process that is forked.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 # Processes are forked from one that has imported everything and done nothing: importing takes longer than the run.
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["pipelines.pipeline", "pipelines.run", "pipelines.display", "pipelines.doctor"])
@@ -94,6 +97,7 @@ def _run(command: list[str], log: str) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.argv = command
+    faulthandler.dump_traceback_later(100, exit=True)  # a run that hangs says where
     gc.freeze()  # what was imported need not be searched for garbage after every training
     cli.run_main()
 

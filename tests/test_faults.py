@@ -175,7 +175,11 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "state of another step": ("in_intermediate", lambda run: _flip(_newest(run) / STATE), "state.json has other"),
     "best weights, a bit": ("in_intermediate", lambda run: _flip(_best(run)), "best-"),
     "both of them": ("in_intermediate", _all_optimizers, "this training begins anew"),
-    "emptied": ("in_logits", lambda run: [file.unlink() for file in _newest(run).iterdir()], "manifest.json is missing"),
+    "emptied": (
+        "in_logits",
+        lambda run: [file.unlink() for file in _newest(run).iterdir()],
+        "manifest.json is missing",
+    ),
     "weights of the phase before": (
         "in_logits",
         lambda run: _truncate(run / "task" / "intermediate" / "student.safetensors"),
