@@ -68,11 +68,15 @@ class TrainingOptions:
 
 
 class StepSource(Protocol):
-    """What fit needs of its data; see data.Batches and corpus.StreamBatches."""
+    """Batches by step; see data.Batches and corpus.StreamBatches."""
 
     steps_per_epoch: int | None
 
     def steps(self, first: int, last: int) -> Iterator[list[dict[str, Tensor]]]: ...
+
+
+class TrainingSource(StepSource, Protocol):
+    """What fit needs of its data: it tells the rows of a step that was not taken."""
 
     def rows(self, step: int) -> list[int]: ...
 
@@ -133,7 +137,7 @@ def fit(
     student: Student,
     teacher: PreTrainedModel | None,
     objective: Objective,
-    batches: StepSource,
+    batches: TrainingSource,
     options: TrainingOptions,
     session: Session,
     *,
@@ -341,7 +345,7 @@ class _Guard:
     in_a_row = 20
     """So many steps refused one after the other end the training even where they are to be skipped."""
 
-    def __init__(self, name: str, batches: StepSource, session: Session, skipped: int) -> None:
+    def __init__(self, name: str, batches: TrainingSource, session: Session, skipped: int) -> None:
         self.name, self.batches, self.session, self.skipped = name, batches, session, skipped
         self.pending: list[tuple[int, dict[str, Tensor]]] = []
         self.row = 0

@@ -167,12 +167,14 @@ def _run(
 
     from pipelines import display
     from pipelines.doctor import Level, examine
-    from pipelines.pipeline import plan, prepare, run_stages
+    from pipelines.pipeline import is_run, plan, prepare, run_stages
     from pipelines.run import close_run, open_run
 
     run = open_run(config)
     findings = []
-    with run.session.interruption.watched():
+    with run.session.interruption.watched(), run.lock:
+        if not dry_run and is_run(run.folder):
+            run.lock.take()  # before it is read what is done there; a new folder is made and locked when all is checked
         due = prepare(run, stages, redo)
         works = plan(run, due)
         if run.is_main:

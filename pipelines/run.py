@@ -32,15 +32,17 @@ from distill.tracking import Tracker, check_trackers
 from distill.training import Session, TrainingOptions
 from pipelines.encoded import Encoded
 from pipelines.launch import cpu_threads
+from pipelines.lock import FolderLock
 
 
 @dataclass
 class Run:
-    """What a stage gets. `session` holds the accelerator, the tracker and the signals."""
+    """What a stage gets. `session` holds the accelerator, the tracker and the signals; `lock` keeps others out."""
 
     config: Config
     folder: Path
     session: Session
+    lock: FolderLock
 
     @property
     def accelerator(self) -> Accelerator:
@@ -216,7 +218,7 @@ def open_run(config: Config) -> Run:
     set_seed(config.seed)
     tracker = Tracker(accelerator, folder, config.tracking)
     session = Session(accelerator, tracker, Interruption(), config.runtime.on_nonfinite)
-    return Run(config, folder, session)
+    return Run(config, folder, session, FolderLock(folder, accelerator))
 
 
 def close_run(run: Run) -> None:

@@ -97,7 +97,7 @@ def _run(command: list[str], log: str) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.argv = command
-    faulthandler.dump_traceback_later(100, exit=True)  # a run that hangs says where
+    faulthandler.dump_traceback_later(250, exit=True)  # a run that hangs says where
     gc.freeze()  # what was imported need not be searched for garbage after every training
     cli.run_main()
 
