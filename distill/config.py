@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from distill.augmentation import AugmentOptions
 from distill.augmentation.adaptation import MaskedLMTraining
@@ -129,7 +129,7 @@ class Config:
     docs/presets.md."""
     output: str = "runs/default"
     """The run folder; --output replaces it."""
-    seed: NonNegativeInt = 42
+    seed: int = Field(default=42, ge=0, lt=2**32)
     """Of everything random."""
     teacher: TeacherOptions = dataclasses.field(default_factory=TeacherOptions)
     student: StudentOptions = dataclasses.field(default_factory=StudentOptions)

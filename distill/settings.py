@@ -15,7 +15,7 @@ Group = TypeVar("Group")
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field, Field))
 def settings(cls: type[Group]) -> type[Group]:
     """Make a frozen, keyword-only pydantic dataclass; unknown keys are refused, docstrings describe the fields."""
-    config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True)
     return cast(type[Group], dataclass(cls, frozen=True, kw_only=True, config=config))
 
 

@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import psutil
+
 from distill.checkpoint import damage_of
 from pipelines import cli
 from tests.builders import TINY
@@ -64,7 +66,7 @@ class Started:
         self.process: BaseProcess = _processes.Process(target=_run, args=(command, str(self.log)), daemon=True)
         self.process.start()
 
-    def wait_for(self, happened: Callable[[], bool], seconds: float = 120) -> bool:
+    def wait_for(self, happened: Callable[[], bool], seconds: float = 240) -> bool:
         """Whether it happened while the run lived."""
         deadline = time.monotonic() + seconds
         while self.process.is_alive() and time.monotonic() < deadline:
@@ -73,11 +75,37 @@ class Started:
             time.sleep(0.001)
         return False
 
-    def wait_for_stage(self, stage: str, seconds: float) -> bool:
-        """Until the stage has run for so long."""
-        begun = self.wait_for((self.folder / stage / "started.json").exists)
-        time.sleep(seconds if begun else 0)
-        return begun
+    def wait_for_stage(self, stage: str, work: float) -> bool:
+        """Until the stage has worked for so many seconds; False where the run ended before.
+
+        Of the processor's time: by the clock, a moment would fall elsewhere each time the machine is busy.
+        """
+        if not self.wait_for((self.folder / stage / "started.json").exists):
+            return False
+        began = self.work()
+        return self.wait_for(lambda: self.work() - began >= work)
+
+    def work(self) -> float:
+        """Seconds of the processor so far."""
+        try:
+            times = psutil.Process(self.process.pid).cpu_times()
+        except psutil.NoSuchProcess:
+            return 0.0
+        return times.user + times.system
+
+    def work_of_stages(self) -> dict[str, float]:
+        """Let the run end; seconds of the processor that each stage took."""
+        began: dict[str, float] = {}
+        took: dict[str, float] = {}
+        while self.process.is_alive() and (work := self.work()):
+            for stage in STAGES:
+                if stage not in began and (self.folder / stage / "started.json").exists():
+                    began[stage] = work
+                if stage in began and (stage not in took or not (self.folder / stage / "result.json").exists()):
+                    took[stage] = work - began[stage]
+            time.sleep(0.005)
+        self.end()
+        return took
 
     def kill(self) -> bool:
         """SIGKILL; whether it came before the end."""
@@ -85,7 +113,7 @@ class Started:
         return self.end() == -signal.SIGKILL
 
     def end(self) -> int | None:
-        self.process.join(timeout=300)
+        self.process.join(timeout=600)
         return self.process.exitcode
 
     def said(self) -> str:

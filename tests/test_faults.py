@@ -4,14 +4,13 @@ the very weights of the run that nothing happened to, and nothing that was saved
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import resource
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,8 @@ class Whole:
     arguments: list[str]
     folder: Path
     outputs: dict[str, str]
-    seconds: dict[str, float] = field(default_factory=dict)
+    work: dict[str, float]
+    """Seconds of the processor by stage."""
 
     def require_same(self, folder: Path) -> None:
         """Counts a run that ended otherwise, and fails."""
@@ -63,10 +63,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     texts = tiny.load()["train"]["text"][:]
     corpus.write_text("\n".join(random.Random(0).choices(texts, k=600)), encoding="utf-8")
     arguments = settings(corpus)
-    run = finish(arguments, folder / "run")
+    run = Started(arguments, folder / "run")
+    work = run.work_of_stages()
     assert run.process.exitcode == 0, run.said()[-3000:]
-    results = {stage: json.loads((run.folder / stage / "result.json").read_text()) for stage in STAGES}
-    return Whole(arguments, run.folder, outputs(run.folder), {name: one["seconds"] for name, one in results.items()})
+    return Whole(arguments, run.folder, outputs(run.folder), work)
 
 
 def test_a_run_that_nothing_happens_to_ends_the_same_twice(whole: Whole, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_run_that_nothing_happens_to_ends_the_same_twice(whole: Whole, tmp_pat
 # ---- kills
 
 MOMENTS = [(STAGES[number % len(STAGES)], random.Random(SEED + number).random()) for number in range(KILLS)]
-"""A stage, and a share of the time that it takes."""
+"""A stage, and a share of the work that it is."""
 
 
 @pytest.mark.parametrize("number", range(KILLS), ids=lambda number: f"{MOMENTS[number][0]}-{MOMENTS[number][1]:.2f}")
@@ -89,7 +89,7 @@ def test_a_killed_run_that_is_started_again_ends_with_the_same_weights(
     for attempt in range(5):  # a moment may fall behind the end of the run
         folder = tmp_path / f"attempt-{attempt}"
         started = Started(whole.arguments, folder)
-        begun = started.wait_for_stage(stage, whole.seconds[stage] * share / (1 + attempt))
+        begun = started.wait_for_stage(stage, whole.work[stage] * share / (1 + attempt))
         before = saved(folder)
         if begun and started.kill():
             break
@@ -245,7 +245,7 @@ POINTS = [
     ("masked_lm", 0.5, "file", 16 << 10),
     ("evaluate", 0.3, "file", 16 << 10),
 ]
-"""A stage, a share of its time; the disk left with so many bytes, or files limited to so many."""
+"""A stage, a share of its work; the disk left with so many bytes, or files limited to so many."""
 
 
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: f"{point[0]}-{point[2]}")
@@ -257,7 +257,7 @@ def test_a_full_disk_ends_in_a_message_and_loses_nothing(
     folder = (tmp_path if limited else small_disk) / "run"
     ballast = None
     started = Started(whole.arguments, folder)
-    assert started.wait_for_stage(stage, whole.seconds[stage] * share), started.said()[-3000:]
+    assert started.wait_for_stage(stage, whole.work[stage] * share), started.said()[-3000:]
     before = saved(folder)
     if limited:
         hard = resource.prlimit(started.process.pid, resource.RLIMIT_FSIZE)[1]
