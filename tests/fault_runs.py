@@ -65,6 +65,7 @@ class Started:
         command = ["scripts/distill.py", *arguments, "--output", str(folder)]
         self.process: BaseProcess = _processes.Process(target=_run, args=(command, str(self.log)), daemon=True)
         self.process.start()
+        _started.append(self.process)
 
     def wait_for(self, happened: Callable[[], bool], seconds: float = 240) -> bool:
         """Whether it happened while the run lived."""
@@ -97,8 +98,9 @@ class Started:
         """Let the run end; seconds of the processor that each stage took."""
         began: dict[str, float] = {}
         took: dict[str, float] = {}
-        while self.process.is_alive() and (work := self.work()):
-            for stage in STAGES:
+        while self.process.is_alive():
+            work = self.work()
+            for stage in STAGES if work else ():
                 if stage not in began and (self.folder / stage / "started.json").exists():
                     began[stage] = work
                 if stage in began and (stage not in took or not (self.folder / stage / "result.json").exists()):
@@ -118,6 +120,17 @@ class Started:
 
     def said(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
+
+
+def end_all() -> None:
+    """Of what a test that failed has left running."""
+    while _started:
+        process = _started.pop()
+        process.kill()
+        process.join()
+
+
+_started: list[BaseProcess] = []
 
 
 def _run(command: list[str], log: str) -> None:

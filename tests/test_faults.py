@@ -23,6 +23,7 @@ from tests.fault_runs import (
     Started,
     counted,
     curve,
+    end_all,
     finish,
     lost_bytes,
     newest_whole,
@@ -54,6 +55,12 @@ class Whole:
         different = {name for name in found.keys() | self.outputs.keys() if found.get(name) != self.outputs.get(name)}
         assert not different
         assert same, "the logged figures differ"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    yield
+    end_all()
 
 
 @pytest.fixture(scope="module")
