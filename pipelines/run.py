@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env, set_seed
+from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env, set_seed
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -215,6 +215,13 @@ def open_run(config: Config) -> Run:
         project_dir=str(folder),
         cpu=_on_cpu(),
     )
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise UserError(
+            f"accelerate launch: {kind.value} cuts the student into shards, which capture of its layers and the "
+            "checkpoints do not know; a student fits whole on every device. Use distributed_type MULTI_GPU or "
+            "MULTI_CPU, as in configs/accelerate."
+        )
     set_seed(config.seed)
     tracker = Tracker(accelerator, folder, config.tracking)
     session = Session(accelerator, tracker, Interruption(), config.runtime.on_nonfinite)
