@@ -249,6 +249,10 @@ def damage_of(checkpoint: Path) -> str | None:
         files, best = dict(manifest["files"]), manifest["best"]
         if STATE not in files:
             return f"{MANIFEST} names no {STATE}"
+        elsewhere = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]
+        elsewhere += [best["file"]] if best is not None and Path(best["file"]).name != best["file"] else []
+        if elsewhere:
+            return f"{MANIFEST} names {elsewhere[0]}, which lies elsewhere"
         sealed = [(checkpoint / name, seal) for name, seal in files.items()]
         if best is not None:
             sealed.append((checkpoint.parent / best["file"], {name: best[name] for name in ("bytes", "sha256")}))

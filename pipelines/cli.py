@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.terminal import printable
+
 REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What a disk answers that takes no more."""
 
@@ -123,7 +125,7 @@ def _exit_with(command: Callable[[], Any]) -> None:
 
     def tell(message: object) -> None:
         if first:
-            print(message, file=sys.stderr)
+            print(printable(str(message)), file=sys.stderr)
 
     try:
         command()
