@@ -248,7 +248,7 @@ POINTS = [
     ("general", 0.6, "disk", 0),
     ("augment", 0.2, "disk", 4 << 10),
     ("task", 0.5, "disk", 64 << 10),
-    ("export", 0.0, "disk", 4 << 10),
+    ("evaluate", 0.2, "disk", 4 << 10),
     ("masked_lm", 0.5, "file", 16 << 10),
     ("evaluate", 0.3, "file", 16 << 10),
 ]
