@@ -39,8 +39,9 @@ from distill.augmentation.vectors import Neighbours, WordVectors, read_vectors
 from distill.augmentation.words import STOP_WORDS, Passage, find_words
 from distill.settings import UserError
 
-PARTS = 4
-"""Parts in which the rows are gone through, each in every way before the next."""
+PARTS = 2
+"""Parts in which the rows are gone through, each in every way before the next; of about as many rows as the stage
+takes together."""
 
 Lists = list[list[list[str]]]
 """Candidates: row, word, candidate."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from distill.activations import model_inputs
+from distill.augmentation.inference_linear import InferenceLinear
 from distill.families import positions
 
 BERT_LAYOUT = ("bert", "roberta", "xlm-roberta", "camembert")
@@ -35,8 +36,8 @@ class MaskedForward:
 
     Where the family has BERT's layout, sequences of all lengths lie end to end in one matrix, without padding; only
     attention is computed length by length. The first layer's queries, keys and values are computed once for each
-    (piece, position, type), for they depend on nothing else; after the last layer's attention only masked places go
-    on. Other families run as they are, one length at a time.
+    (piece, position, type), for they depend on nothing else; in the last layer only masked places attend and go on.
+    Other families run as they are, one length at a time.
 
     Vocabularies are large: the head is read once for the masks of many batches.
     """
@@ -49,8 +50,11 @@ class MaskedForward:
             body, config = model.base_model, model.config
             # Where positions begin behind the padding piece's number, some embeddings are never used.
             self.first_position = config.max_position_embeddings - (positions(config) or 0)
-            self.embeddings, self.layers, self.heads = body.embeddings, body.encoder.layer, config.num_attention_heads
-            self.projections = [_projection(layer.attention.self) for layer in self.layers]
+            self.embeddings, self.heads = body.embeddings, config.num_attention_heads
+            self.layers = [_Layer(layer) for layer in body.encoder.layer]
+            *attentions, last = [layer.attention.self for layer in body.encoder.layer]
+            self.projections = [_projection(each.query, each.key, each.value) for each in attentions]
+            self.last_queries, self.last_others = _projection(last.query), _projection(last.key, last.value)
 
     @torch.inference_mode()
     def hidden(self, sequences: Sequence[MaskedSequence]) -> Tensor:
@@ -58,7 +62,8 @@ class MaskedForward:
         groups = [list(same) for _, same in groupby(sequences, key=lambda sequence: len(sequence.ids))]
         if self.head is None:
             return torch.cat([self._whole(group) for group in groups])
-        edges = _edges([(len(group), len(group[0].ids)) for group in groups])
+        lengths = [len(group[0].ids) for group in groups]
+        sizes = [len(group) * length for group, length in zip(groups, lengths, strict=True)]
         pieces, types, numbers, places = self._end_to_end(sequences)
         # Embeddings follow from these three.
         key = (pieces * int(numbers.max() + 1) + numbers) * 2 + types
@@ -70,16 +75,15 @@ class MaskedForward:
             token_type_ids=types[first].unsqueeze(0),
             position_ids=numbers[first].unsqueeze(0),
         )[0]
-        hidden, mixed = distinct[where], F.linear(distinct, *self.projections[0])[where]
-        for number, layer in enumerate(self.layers):
-            if number:
-                mixed = F.linear(hidden, *self.projections[number])
-            attended = torch.cat([self._attend(mixed[start:stop], length) for start, stop, length in edges])
-            if number == len(self.layers) - 1:
-                attended, hidden = attended[places], hidden[places]
-            between = layer.attention.output(attended, hidden)
-            hidden = layer.output(layer.intermediate(between), between)
-        return hidden
+        hidden = distinct[where]
+        for number, (project, layer) in enumerate(zip(self.projections, self.layers, strict=False)):
+            mixed = project(hidden) if number else project(distinct)[where]
+            parts = zip(mixed.split(sizes), lengths, strict=True)
+            hidden = layer.feed(torch.cat([self._attend(*part) for part in parts]), hidden)
+        queries, others = self.last_queries(hidden[places]), self.last_others(hidden)
+        owners = [_rows_of_masks(group) for group in groups]
+        asked = zip(queries.split([len(rows) for rows in owners]), others.split(sizes), lengths, owners, strict=True)
+        return self.layers[-1].feed(torch.cat([self._attend_from(*part) for part in asked]), hidden[places])
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -95,9 +99,8 @@ class MaskedForward:
         return model_inputs(self.model, {"input_ids": ids, "token_type_ids": types})
 
     def _whole(self, group: Sequence[MaskedSequence]) -> Tensor:
-        rows = [row for row, sequence in enumerate(group) for _ in sequence.places]
         places = [place for sequence in group for place in sequence.places]
-        return logits_at(self.model, self.inputs(group), rows, places)
+        return logits_at(self.model, self.inputs(group), _rows_of_masks(group), places)
 
     def _end_to_end(self, sequences: Sequence[MaskedSequence]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Pieces, types and positions of all sequences, and where the masks are, each (n,)."""
@@ -115,11 +118,42 @@ class MaskedForward:
         return made[0], made[1], made[2], made[3]
 
     def _attend(self, mixed: Tensor, length: int) -> Tensor:
-        """Attention inside sequences of one length, from (n, 3 * width) to (n, width)."""
-        query, key, value = mixed.view(-1, length, 3, self.heads, mixed.shape[1] // 3 // self.heads).permute(
-            2, 0, 3, 1, 4
-        )
+        """Attention inside sequences of one length, from queries, keys and values (n, 3 * width) to (n, width)."""
+        query, key, value = self._by_head(mixed, length, 3)
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(len(mixed), -1)
+
+    def _attend_from(self, queries: Tensor, others: Tensor, length: int, rows: list[int]) -> Tensor:
+        """The same from some places alone: queries (m, width) of the sequences `rows`, others (n, 2 * width)."""
+        key, value = self._by_head(others, length, 2)
+        query = queries.view(len(rows), self.heads, 1, -1)
+        return F.scaled_dot_product_attention(query, key[rows], value[rows]).reshape(len(rows), -1)
+
+    def _by_head(self, mixed: Tensor, length: int, parts: int) -> Tensor:
+        """(n, parts * width) as (parts, sequences, heads, length, width of a head)."""
+        width = mixed.shape[1] // parts // self.heads
+        return mixed.view(-1, length, parts, self.heads, width).permute(2, 0, 3, 1, 4)
+
+
+class _Layer:
+    """What follows attention in a layer of BERT's layout, place by place, without dropout."""
+
+    def __init__(self, layer: Any) -> None:
+        inner = layer.intermediate
+        self.mix = _projection(layer.attention.output.dense)
+        self.mixed_norm = layer.attention.output.LayerNorm
+        self.widen = InferenceLinear(inner.dense.weight, inner.dense.bias, inner.intermediate_act_fn)
+        self.narrow = _projection(layer.output.dense)
+        self.norm = layer.output.LayerNorm
+
+    def feed(self, attended: Tensor, hidden: Tensor) -> Tensor:
+        between = self.mixed_norm(self.mix(attended) + hidden)
+        fed: Tensor = self.norm(self.narrow(self.widen(between)) + between)
+        return fed
+
+
+def _rows_of_masks(group: Sequence[MaskedSequence]) -> list[int]:
+    """The number of the sequence of every mask."""
+    return [row for row, sequence in enumerate(group) for _ in sequence.places]
 
 
 def logits_at(model: PreTrainedModel, inputs: Mapping[str, Tensor], rows: Any, places: Any) -> Tensor:
@@ -141,19 +175,9 @@ def logits_at(model: PreTrainedModel, inputs: Mapping[str, Tensor], rows: Any, p
     return logits
 
 
-def _projection(attention: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of queries, keys and values as one matrix product."""
-    parts: list[Any] = [attention.query, attention.key, attention.value]
-    return torch.cat([part.weight.detach() for part in parts]), torch.cat([part.bias.detach() for part in parts])
-
-
-def _edges(groups: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """(start, stop, length) of groups of (sequences, length) that lie end to end."""
-    edges, start = [], 0
-    for count, length in groups:
-        edges.append((start, start + count * length, length))
-        start += count * length
-    return edges
+def _projection(*parts: nn.Linear) -> InferenceLinear:
+    """Several projections of one input as one product."""
+    return InferenceLinear(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
 
 
 def packs(sequences: Sequence[MaskedSequence], pieces: int) -> Iterator[list[MaskedSequence]]:

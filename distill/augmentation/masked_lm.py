@@ -26,9 +26,9 @@ MaskedLM = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 HEAD_MASKS = 512
 """Masks whose logits are computed together, about."""
-NEAR_TIE = 2.0**-18
-"""float32 logits closer than this times the largest may change order with the batch: seven times the change that was
-seen from one sequence to 64."""
+NEAR_TIE = 2.0**-17
+"""float32 logits closer than this times the largest may change order with the batch: three and a half times the change
+of a gap that was seen."""
 
 
 def find_masked_lm(checkpoint: str) -> MaskedLM | None:
@@ -90,7 +90,8 @@ class MaskedCandidates:
             )
         self.model, self.tokenizer, self.options = model.eval(), tokenizer, options
         self.forward = MaskedForward(self.model)
-        self.texts = _piece_texts(tokenizer)
+        self.batch_tokens = options.batch_tokens or (2048 if model.device.type == "cpu" else 4096)
+        self.texts = _piece_texts(tokenizer, model.config.vocab_size)
         exact = options.mode == "exact"
         self.paired = exact if options.second_segment is None else options.second_segment
         self.frame = _Frame.of(tokenizer, self.paired)
@@ -113,13 +114,12 @@ class MaskedCandidates:
         sequences = sorted(self._sequences(passages), key=lambda sequence: len(sequence.ids))
         waiting: list[MaskedSequence] = []
         states: list[Tensor] = []
-        for pack in packs(sequences, self.options.batch_tokens):
+        for pack in packs(sequences, self.batch_tokens):
             states.append(self.forward.hidden(pack))
             waiting += pack
             if sum(map(len, states)) >= HEAD_MASKS or waiting[-1] is sequences[-1]:
                 for (passage, word), pieces in self._best(waiting, torch.cat(states)):
-                    texts = (self.texts[piece] for piece in pieces if piece < len(self.texts))
-                    found[passage][word] = [text for text in texts if text]
+                    found[passage][word] = [self.texts[piece] for piece in pieces if self.texts[piece]]
                 waiting, states = [], []
         return found
 
@@ -134,8 +134,8 @@ class MaskedCandidates:
             return_token_type_ids=False,
             verbose=False,
         )
-        for index, passage in enumerate(passages):
-            pieces, offsets = encoded["input_ids"][index], encoded["offset_mapping"][index]
+        texts = zip(passages, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        for index, (passage, pieces, offsets) in enumerate(texts):
             windows: dict[int, list[tuple[int, int]]] = {}
             for word, piece in _single_pieces(passage, offsets):
                 windows.setdefault(piece // self.window_pieces, []).append((word, piece))
@@ -174,7 +174,8 @@ class MaskedCandidates:
             best: list[list[int]] = top.indices[:, : self.options.candidates].tolist()
             if self.model.dtype == torch.float32:
                 gaps = (top.values[:, :-1] - top.values[:, 1:]).amin(-1)
-                unsure = gaps < NEAR_TIE * logits.abs().amax(-1)
+                largest = torch.maximum(top.values[:, 0], -logits.amin(-1))
+                unsure = gaps < NEAR_TIE * largest
                 for index in unsure.nonzero().flatten().tolist():
                     best[index] = self._best_alone(*masks[start + index][:2])
             yield from zip((key for _, _, key in masks[start : start + HEAD_MASKS]), best, strict=True)
@@ -259,10 +260,10 @@ def _single_pieces(passage: Passage, offsets: Sequence[tuple[int, int]]) -> Iter
             yield index, piece
 
 
-def _piece_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The word each piece begins, by id; "" for a piece that continues a word."""
+def _piece_texts(tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:
+    """The word each piece begins, by id; "" for a piece that continues a word and for the model's spare ones."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    texts = [""] * (max(vocabulary.values()) + 1)
+    texts = [""] * max(count, *(index + 1 for index in vocabulary.values()))
     wordpiece = any(piece.startswith("##") for piece in vocabulary)
     # Byte-level BPE and SentencePiece mark the space before a word instead of the continuation.
     marked = not wordpiece and any(piece.startswith(("\u0120", "\u2581")) for piece in vocabulary)

@@ -34,8 +34,9 @@ class AugmentOptions:
     """Least distance, in word pieces, of two words masked in one forward; fast mode only."""
     max_length: PositiveInt = 512
     """Word pieces of a masked forward, special ones and second segment included; a longer text is cut in windows."""
-    batch_tokens: PositiveInt = 4096
-    """Word pieces of a batch of masked forwards; bounds the memory, not what comes out."""
+    batch_tokens: PositiveInt | None = None
+    """Word pieces of a batch of masked forwards; bounds the memory, not what comes out. null: 2048 on a CPU, whose
+    cache then holds them, 4096 elsewhere."""
     filter: Literal["same_label", "confident"] | None = None
     """Keep only the copies that the fine-tuned teacher labels as it labels the source row (same_label), or labels with
     a probability of filter_confidence or more (confident). For tasks that put labels on texts. null: keep all."""

