@@ -231,9 +231,7 @@ def fit(
         progress.advance()
         logs = done % options.log_every_steps == 0 or done == last
         validates = validation is not None and (done % evaluate_every == 0 or done == last)
-        signum = session.interruption.requested()
-        saves = bool(signum) or (done % options.save_every_steps == 0 and done < last)
-        if logs or validates or saves:  # these wait for the device in any case
+        if logs or validates:  # both wait for the device in any case
             state["skipped_steps"] = guard.check()
         if logs:
             read = meter.read(rate, state["tokens"])
@@ -244,7 +242,9 @@ def fit(
         if validates:
             with meter.paused():
                 validate(done)
-        if saves:
+        signum = session.interruption.requested()
+        if signum or (done % options.save_every_steps == 0 and done < last):
+            state["skipped_steps"] = guard.check()
             with meter.paused():
                 checkpoints.save(done, {key: value for key, value in state.items() if key != "step"})
         if signum:
