@@ -13,7 +13,7 @@ HF_HUB_OFFLINE ?= 1
 export HF_HUB_OFFLINE
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/installed ## create .venv with the versions that constraints.txt pins
 
