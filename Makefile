@@ -2,7 +2,7 @@
 # ARGS passes arguments on: make demo ARGS="task.seed=1 --output runs/seed1", make test ARGS="-k losses".
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench check format clean
+.PHONY: help setup demo test test-slow test-faults bench check format clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -13,7 +13,7 @@ HF_HUB_OFFLINE ?= 1
 export HF_HUB_OFFLINE
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/installed ## create .venv with the versions that constraints.txt pins
 
@@ -33,10 +33,13 @@ demo: setup ## distil the bundled teacher on BBC News
 	  --num_cpu_threads_per_process 1 scripts/distill.py configs/bbc_news.yaml $(ARGS)
 
 test: setup ## run the fast tests
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow and not faults' $(ARGS)
 
 test-slow: setup ## run the tests that train for longer
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-faults: setup ## kill, damage and starve runs; about 10 minutes
+	$(BIN)/python -m pytest -m faults $(ARGS)
 
 # TextBrewer, which is measured against, is installed for this alone.
 bench: setup ## measure speed against the published step, a peer and the processor (15 minutes)

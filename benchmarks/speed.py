@@ -232,6 +232,9 @@ class Paced:
                     turn()
                     self.turns.setdefault(name, []).append(time.perf_counter() - began)
 
+    def rows(self, step: int) -> list[int]:
+        return self.batches.rows(step)
+
     def block_seconds(self) -> list[float]:
         """Of a step, mean over each block."""
         whole = len(self.seconds) // self.block * self.block

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from distill.augmentation import AugmentOptions
 from distill.augmentation.adaptation import MaskedLMTraining
@@ -111,8 +111,11 @@ class EvaluateOptions:
 class RuntimeOptions:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of training and the frozen teacher; auto: bf16 where a matrix product in it is measured faster."""
-    keep_checkpoints: PositiveInt = 1
-    """Training checkpoints kept while a stage runs."""
+    keep_checkpoints: PositiveInt = 2
+    """Training checkpoints kept while a stage runs; with two there is one before, should the last be damaged."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is NaN or infinite is never taken, and its rows are written to
+    skipped_steps.jsonl. stop: the run ends; skip: it goes on, unless 20 such steps follow each other."""
     logits_cache: str | None = None
     """Folder in which runs keep and find a teacher's logits; null: the run folder. Every process must see it."""
     cpu_threads: PositiveInt | None = None
@@ -126,7 +129,7 @@ class Config:
     docs/presets.md."""
     output: str = "runs/default"
     """The run folder; --output replaces it."""
-    seed: NonNegativeInt = 42
+    seed: int = Field(default=42, ge=0, lt=2**32)
     """Of everything random."""
     teacher: TeacherOptions = dataclasses.field(default_factory=TeacherOptions)
     student: StudentOptions = dataclasses.field(default_factory=StudentOptions)

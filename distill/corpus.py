@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from distill.data import EMBEDDED, Collator, Placement, SourceOptions, load_source, unreadable
-from distill.settings import UserError
+from distill.settings import RunError, UserError
 
 
 def load_corpus(options: SourceOptions, *, streaming: bool) -> Dataset | IterableDataset:
@@ -109,14 +109,29 @@ class StreamBatches:
                 micro_batches.append(self.collator({"input_ids": mine or rows[:1]}, weights))
             yield micro_batches
 
+    def rows(self, step: int) -> list[int]:
+        """Numbers of a step's sequences, counted on where the stream starts again."""
+        return list(range(step * self.batch_size, (step + 1) * self.batch_size))
+
     def _sequences(self) -> Iterator[list[int]]:
         epoch = 0
         while True:
             self.stream.set_epoch(epoch)
-            empty = True
-            for row in self.stream:
+            empty, rows = True, iter(self.stream)
+            while (row := self._next(rows)) is not None:
                 empty = False
                 yield row["input_ids"]
             if empty:
                 raise UserError("general.corpus: the stream holds no text. Check general.corpus.data_files.")
             epoch += 1
+
+    def _next(self, rows: Iterator[Any]) -> Any:
+        try:
+            return next(rows, None)
+        except UserError:
+            raise
+        except Exception as error:  # datasets raises what the file, the network or a decoder does
+            raise RunError(
+                f"general.corpus: reading it failed in the midst of training: {error}. See that its files are there "
+                "and whole, and start the same command again: it goes on from the last checkpoint."
+            ) from error

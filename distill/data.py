@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from distill import bbc_news, tiny
-from distill.rows import canonical_rows
+from distill.rows import canonical_rows, check_forms
 from distill.settings import UserError, settings
 from distill.tasks import Columns, TaskType
 
@@ -94,12 +94,20 @@ def load_task_data(options: DataOptions, task: TaskType, seed: int) -> TaskData:
             raise UserError(f"data.data_files: the {split} split is empty. Give it rows, or leave the split out.")
     mapping = task.columns(options.columns(), source["train"].column_names)
     label = mapping.get("tags") or mapping.get("answers") or mapping["label"]
-    labels = source["train"][label][:]
+    try:
+        labels = source["train"][label][:]
+    except UnicodeDecodeError as error:
+        raise UserError(f"data.label: column {label!r} of train: {error}. Save the file as UTF-8.") from None
+    if task.has_names:
+        check_forms(labels, task, label, "train")
     names = list(options.labels or task.label_names(labels, source["train"].features[label]))
     if options.labels and not task.has_names:
         raise UserError(f"data.labels: a {task.name} has no label names. Leave data.labels out, or correct task.type.")
     if task.has_names and len(names) < 2:
         raise UserError(f"data.label: column {label!r} of train holds {len(names)} label(s); a task needs two or more.")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"data.labels: {twice!r} stands twice. Give every label its own name.")
     checked = {
         split: canonical_rows(rows, task, options.columns(), names, split)
         for split, rows in source.items()
@@ -329,11 +337,15 @@ class Batches:
                 yield micro_batches
                 micro_batches = []
 
-    def step_examples(self, step: int) -> int:
-        """Examples of a step, over all processes."""
+    def rows(self, step: int) -> list[int]:
+        """Numbers of a step's rows, over all processes."""
         assert self.steps_per_epoch is not None
         epoch, index = divmod(step, self.steps_per_epoch)
-        return len(self._epoch(epoch)[index])
+        return sorted(self._epoch(epoch)[index].tolist())
+
+    def step_examples(self, step: int) -> int:
+        """Examples of a step, over all processes."""
+        return len(self.rows(step))
 
     def plan(self, first: int, last: int) -> Iterator[list[Item]]:
         """The rows and weights of this process's micro-batches."""

@@ -6,10 +6,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Value
 
 from distill.settings import UserError
 from distill.tasks import Columns, Rows, TaskType, config_key
+
+
+def check_forms(labels: Sequence[Any], task: TaskType, column: str, split: str) -> None:
+    """What must hold of labels before their names can be found.
+
+    Raises:
+        UserError: naming the split, the row (from 0) and the rule.
+    """
+    for index, value in enumerate(labels):
+        if value is not None:
+            _located(task.check_form, value, "data.label", column, split, index)
 
 
 def canonical_rows(dataset: Dataset, task: TaskType, columns: Columns, names: Sequence[str], split: str) -> Dataset:
@@ -30,7 +41,8 @@ def canonical_rows(dataset: Dataset, task: TaskType, columns: Columns, names: Se
             if canonical == label_column:
                 read = lambda value: value if task.is_withheld(value) else task.read_label(value, names)  # noqa: E731
             checked[canonical] = [
-                _located(read, value, key, own, split, index) for value, index in zip(rows[own], indices, strict=True)
+                _located(read, value, key, own, split, index)
+                for value, index in zip(_column(rows, own, key, split, indices), indices, strict=True)
             ]
         for index, words, tags in zip(indices, checked.get("tokens", []), checked.get("tags", []), strict=False):
             if len(words) != len(tags):
@@ -49,14 +61,29 @@ def canonical_rows(dataset: Dataset, task: TaskType, columns: Columns, names: Se
                     )
         return checked
 
-    return dataset.map(
+    checked = dataset.map(
         check, batched=True, with_indices=True, remove_columns=dataset.column_names, desc=f"check {split}"
     )
+    # A column keeps the type it had: classes that were read as 0.0 and 1.0 would stay so.
+    if task.has_names and str(getattr(checked.features[label_column], "dtype", "")).startswith("float"):
+        checked = checked.cast_column(label_column, Value("int64"))
+    return checked
+
+
+def _column(rows: Any, column: str, key: str, split: str, indices: Sequence[int]) -> list[Any]:
+    try:
+        return list(rows[column])
+    except UnicodeDecodeError:
+        for number, index in enumerate(indices):
+            _located(lambda at: rows.pa_table[column][at].as_py(), number, key, column, split, index)
+        raise
 
 
 def _located(read: Callable[[Any], Any], value: Any, key: str, column: str, split: str, index: int) -> Any:
     try:
         return read(value)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{key}: row {index} of {split}, column {column!r}: {error}. Save the file as UTF-8.") from None
     except ValueError as error:
         raise UserError(
             f"{key}: row {index} of {split}, column {column!r}: {error}. Correct or remove the row."

@@ -74,10 +74,18 @@ class TaskType:
         """The names found in the training split's label column."""
         if isinstance(feature, ClassLabel):
             return list(feature.names)
-        present = sorted({value for value in values if value is not None and value != WITHHELD}, key=_by_value)
+        whole = (int(value) if isinstance(value, float) and value.is_integer() else value for value in values)
+        present = sorted({value for value in whole if value is not None and value != WITHHELD}, key=_by_value)
         if present and all(isinstance(value, int) and not isinstance(value, bool) for value in present):
             return [str(index) for index in range(max(present) + 1)]
         return [str(value) for value in present]
+
+    def check_form(self, value: Any) -> None:
+        """Raises ValueError for a label that is none of this task, whatever the names; of tasks that have names."""
+        if isinstance(value, list | dict):
+            raise ValueError(f"{value!r} is no single label; task.type may be another")
+        if isinstance(value, float) and not value.is_integer():
+            raise ValueError(f"{value!r} is no class; task.type may be regression")
 
     def read_label(self, value: Any, names: Sequence[str]) -> Any:
         """A user's label as the canonical one. Raises ValueError saying what is wrong with it."""
@@ -146,9 +154,14 @@ class MultiLabel(TaskType):
         inner = feature.feature if isinstance(feature, List) else None
         return super().label_names([item for value in values for item in value], inner)
 
-    def read_label(self, value: Any, names: Sequence[str]) -> list[float]:
+    def check_form(self, value: Any) -> None:
         if not isinstance(value, list):
             raise ValueError(f"{value!r} is not a list of labels")
+        for item in value:
+            super().check_form(item)
+
+    def read_label(self, value: Any, names: Sequence[str]) -> list[float]:
+        self.check_form(value)
         chosen = {_class_index(item, names) for item in value}
         return [float(index in chosen) for index in range(len(names))]
 
@@ -178,6 +191,8 @@ class Regression(TaskType):
     def read_label(self, value: Any, names: Sequence[str]) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
             raise ValueError(f"{value!r} is not a number")
+        if abs(value) > np.finfo(np.float32).max:
+            raise ValueError(f"{value!r} is too large for float32")
         return float(value)
 
     def is_withheld(self, label: Any) -> bool:
@@ -212,13 +227,18 @@ class TokenClassification(TaskType):
         inner = feature.feature if isinstance(feature, List) else None
         return super().label_names([item for value in values for item in value], inner)
 
-    def read_label(self, value: Any, names: Sequence[str]) -> list[int]:
+    def check_form(self, value: Any) -> None:
         if not isinstance(value, list):
             raise ValueError(f"{value!r} is not a list of tags")
+        for item in value:
+            super().check_form(item)
+
+    def read_label(self, value: Any, names: Sequence[str]) -> list[int]:
+        self.check_form(value)
         return [_class_index(item, names) for item in value]
 
     def is_withheld(self, label: Any) -> bool:
-        return bool(label) and all(item == WITHHELD for item in label)
+        return isinstance(label, list) and bool(label) and all(item == WITHHELD for item in label)
 
     def encode(self, rows: Rows, first_row: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Rows:
         encoded = tokenizer(

@@ -6,11 +6,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -127,9 +130,10 @@ def load_teacher(checkpoint: Checkpoint, task: TaskType, names: Sequence[str], *
             options = {"num_labels": task.num_labels(names), "ignore_mismatched_sizes": True}
     elif task.has_names:
         check_labels(checkpoint.config, names)
-    model, report = task.auto_class.from_pretrained(
-        checkpoint.source, dtype=torch.float32, output_loading_info=True, **options
-    )
+    with _readable(checkpoint):
+        model, report = task.auto_class.from_pretrained(
+            checkpoint.source, dtype=torch.float32, output_loading_info=True, **options
+        )
     fresh = sorted(report["missing_keys"])
     if fresh and not fresh_head:
         raise UserError(
@@ -155,7 +159,20 @@ def load_encoder(checkpoint: Checkpoint) -> PreTrainedModel:
     """The checkpoint's encoder alone, float32, frozen; for stages without labels."""
     from transformers import AutoModel
 
-    return freeze(AutoModel.from_pretrained(checkpoint.source, dtype=torch.float32))
+    with _readable(checkpoint):
+        return freeze(AutoModel.from_pretrained(checkpoint.source, dtype=torch.float32))
+
+
+@contextmanager
+def _readable(checkpoint: Checkpoint) -> Iterator[None]:
+    """Raises UserError for weights that are not there, cut off, or pickled with more than tensors."""
+    try:
+        yield
+    except (OSError, SafetensorError, UnpicklingError, EOFError) as error:
+        raise UserError(
+            f"teacher.model: the weights in {checkpoint.source} cannot be read: {_first_line(error)}. Give a folder "
+            "with an undamaged model.safetensors."
+        ) from error
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:

@@ -8,7 +8,7 @@ import json
 import netrc
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -62,9 +62,9 @@ class Tracker:
                 self.total = max(self.total, row["total_step"])
                 self.begun[row["stage"]] = row["total_step"] - row["step"]
         if self.names:
-            self.accelerator.init_trackers(
-                project, config=_flat(config), init_kwargs=_init_options(self.names, self.folder)
-            )
+            # Accelerate opens trackers on the main process alone; the others must not write an id of their own.
+            options = _init_options(self.names, self.folder) if self.accelerator.is_main_process else {}
+            self.accelerator.init_trackers(project, config=_flat(config), init_kwargs=options)
 
     def begin_stage(self, stage: str, done: int) -> None:
         """Count steps on from the last one logged; those of a stage that goes on after `done` steps from its own."""
@@ -84,6 +84,24 @@ class Tracker:
         if self.names:
             self.accelerator.log({f"{stage}/{name}": value for name, value in values.items()}, step=self.offset + step)
 
+    def log_skipped(self, stage: str, step: int, rows: Sequence[int], wrong: Mapping[str, float]) -> Path:
+        """Write the rows of a step that was not taken, and what was not finite, to skipped_steps.jsonl; its path.
+
+        Rows are numbered from 0 as the stage trains on them: the training split and the augmented rows behind it, or
+        the sequences of the corpus.
+        """
+        path = self.folder / "skipped_steps.jsonl"
+        if self.accelerator.is_main_process:
+            row = {
+                "stage": stage,
+                "step": step,
+                "rows": list(rows),
+                "not_finite": {k: str(v) for k, v in wrong.items()},
+            }
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        return path
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Hand over the run's summary and close the trackers."""
         if not self.names:
@@ -98,7 +116,7 @@ def _init_options(names: list[str], folder: Path) -> dict[str, dict[str, Any]]:
     if "wandb" in names:
         identity = folder / "wandb-run-id"
         if not identity.exists():
-            identity.write_text(os.urandom(8).hex(), encoding="utf-8")
+            write_text(identity, os.urandom(8).hex())
         options["wandb"] = {
             "dir": str(folder),
             "name": folder.name,

@@ -3,11 +3,13 @@ Batches are left to data.py, the losses to objective.py, files to checkpoint.py.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -24,9 +26,11 @@ from distill.checkpoint import Checkpoints, cpu_state
 from distill.interruption import Interrupted, Interruption
 from distill.objective import Objective
 from distill.optimizer import build_optimizer, learning_rate_factor
-from distill.settings import settings
+from distill.settings import RunError, settings
 from distill.students import Student
 from distill.tracking import Tracker
+
+_log = logging.getLogger(__name__)
 
 
 @settings
@@ -64,11 +68,17 @@ class TrainingOptions:
 
 
 class StepSource(Protocol):
-    """What fit needs of its data; see data.Batches and corpus.StreamBatches."""
+    """Batches by step; see data.Batches and corpus.StreamBatches."""
 
     steps_per_epoch: int | None
 
     def steps(self, first: int, last: int) -> Iterator[list[dict[str, Tensor]]]: ...
+
+
+class TrainingSource(StepSource, Protocol):
+    """What fit needs of its data: it tells the rows of a step that was not taken."""
+
+    def rows(self, step: int) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -82,13 +92,26 @@ class Validation:
 
 @dataclass(frozen=True)
 class FitResult:
-    """Steps and tokens of the whole training, resumed parts included; best validation figures; seconds of this call."""
+    """Steps and tokens of the whole training, resumed parts included; best validation figures; seconds of this call;
+    steps that were not taken; the mean loss over the first and the last quarter of the steps."""
 
     steps: int
     tokens: int
     best_step: int | None
     best: dict[str, float]
     seconds: float
+    skipped_steps: int
+    first_loss: float | None
+    last_loss: float | None
+
+    def figures(self) -> dict[str, Any]:
+        """What a stage's result.json says of it."""
+        return {
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "skipped_steps": self.skipped_steps,
+            "loss": {"first": self.first_loss, "last": self.last_loss},
+        }
 
 
 @dataclass(frozen=True)
@@ -98,6 +121,7 @@ class Session:
     accelerator: Accelerator
     tracker: Tracker
     interruption: Interruption
+    on_nonfinite: Literal["stop", "skip"] = "stop"
 
 
 def total_steps(options: TrainingOptions, steps_per_epoch: int | None) -> int:
@@ -113,7 +137,7 @@ def fit(
     student: Student,
     teacher: PreTrainedModel | None,
     objective: Objective,
-    batches: StepSource,
+    batches: TrainingSource,
     options: TrainingOptions,
     session: Session,
     *,
@@ -133,7 +157,8 @@ def fit(
 
     Raises:
         Interrupted: after a signal, once the checkpoint is saved.
-        FloatingPointError: the loss is not finite.
+        RunError: a loss or a gradient that is not finite, unless such steps are to be skipped and few follow each
+            other; a disk that does not take a checkpoint.
     """
     accelerator, started = session.accelerator, time.monotonic()
     last = total_steps(options, batches.steps_per_epoch)
@@ -146,11 +171,21 @@ def fit(
     _freeze_unused(student, teacher, objective, next(batches.steps(0, 1))[0], accelerator)
     optimizer = build_optimizer(student, options.learning_rate, options.weight_decay)
     model, optimizer = accelerator.prepare(student, optimizer)
-    state = checkpoints.load() or {"step": 0, "tokens": 0, "best_step": None, "best": {}, "gradient_norms": {}}
+    state = checkpoints.load() or {
+        "step": 0,
+        "tokens": 0,
+        "best_step": None,
+        "best": {},
+        "gradient_norms": {},
+        "skipped_steps": 0,
+        "fall": {},
+    }
     balance = GradientBalance(objective.weights, state["gradient_norms"])
     weights = balance.weights() if options.balance == "gradient" else objective.weights
     session.tracker.begin_stage(name, state["step"])
-    progress, meter = _Progress(accelerator, name, state["step"], last), _Meter(accelerator, state["tokens"])
+    progress, meter = _Progress(accelerator, name, state["step"], last), _Meter(state["tokens"])
+    guard = _Guard(name, batches, session, state["skipped_steps"])
+    fall = _Fall(last, options.log_every_steps, state["fall"])
     shares: dict[str, float] = {}
 
     def validate(step: int) -> None:
@@ -185,24 +220,31 @@ def fit(
                 report = objective(model(batch, objective.student_needs), targets, batch, weights)
                 accelerator.backward(report.total)
             meter.add(report.total.detach(), report.parts)
-        meter.steps += 1
         norm = accelerator.clip_grad_norm_(student.parameters(), options.max_gradient_norm)
+        figures = meter.step_figures(norm)
+        optimizer.optimizer.found_inf = refused = guard.refuse(step, figures)
+        meter.close_step(figures, refused)
         optimizer.step()
         optimizer.zero_grad()
 
         done = step + 1
         progress.advance()
-        if done % options.log_every_steps == 0 or done == last:
-            figures = meter.read(norm, rate, state["tokens"])
-            session.tracker.log(name, done, {f"train/{key}": value for key, value in figures.items()} | shares)
+        logs = done % options.log_every_steps == 0 or done == last
+        validates = validation is not None and (done % evaluate_every == 0 or done == last)
+        if logs or validates:  # both wait for the device in any case
+            state["skipped_steps"] = guard.check()
+        if logs:
+            read = meter.read(rate, state["tokens"])
+            state["fall"] = fall.add(done, meter.steps_read, sum(w * read[t] for t, w in objective.weights.items()))
+            session.tracker.log(name, done, {f"train/{key}": value for key, value in read.items()} | shares)
             shares = {}
-            progress.note("loss", figures["loss"])
-            _require_finite(figures["loss"], name, done)
-        if validation is not None and (done % evaluate_every == 0 or done == last):
+            progress.note("loss", read["loss"])
+        if validates:
             with meter.paused():
                 validate(done)
         signum = session.interruption.requested()
         if signum or (done % options.save_every_steps == 0 and done < last):
+            state["skipped_steps"] = guard.check()
             with meter.paused():
                 checkpoints.save(done, {key: value for key, value in state.items() if key != "step"})
         if signum:
@@ -217,7 +259,17 @@ def fit(
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     accelerator.free_memory()
     student.eval().requires_grad_(True)
-    return FitResult(last, state["tokens"], state["best_step"], state["best"], time.monotonic() - started)
+    if accelerator.is_main_process:
+        fall.report(name)
+    return FitResult(
+        last,
+        state["tokens"],
+        state["best_step"],
+        state["best"],
+        time.monotonic() - started,
+        state["skipped_steps"],
+        *fall.means(),
+    )
 
 
 def distillation_loss(
@@ -281,21 +333,103 @@ def _better(figures: Mapping[str, float], best: Mapping[str, float], validation:
     return value >= best[validation.select] if validation.higher_is_better else value <= best[validation.select]
 
 
-def _require_finite(loss: float, name: str, step: int) -> None:
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"{name}: the loss is {loss} at step {step}. Lower the learning rate, or train in float32 "
-            "(runtime.precision=fp32)."
+class _Guard:
+    """Keeps steps whose loss or gradient is not finite from being taken, and tells of them.
+
+    The device decides and the host does not wait: AdamW's fused kernel leaves weights, moments and its count of steps
+    alone where `found_inf` is 1 (it is how steps are skipped under loss scaling). The host reads what was decided when
+    it reads the losses. All processes refuse the same steps: the figures are means over them, and a mean with one NaN
+    in it is one.
+    """
+
+    in_a_row = 20
+    """So many steps refused one after the other end the training even where they are to be skipped."""
+
+    def __init__(self, name: str, batches: TrainingSource, session: Session, skipped: int) -> None:
+        self.name, self.batches, self.session, self.skipped = name, batches, session, skipped
+        self.pending: list[tuple[int, dict[str, Tensor]]] = []
+        self.row = 0
+
+    def refuse(self, step: int, figures: dict[str, Tensor]) -> Tensor:
+        """1.0 on the device where the step must not be taken, else 0.0."""
+        self.pending.append((step, figures))
+        return 1 - torch.stack(list(figures.values())).isfinite().all().float()
+
+    def check(self) -> int:
+        """Read what was refused since the last time; the number of steps refused so far.
+
+        Raises:
+            RunError: a step was refused and the run is to stop, or too many were in a row.
+        """
+        if not self.pending:
+            return self.skipped
+        values = torch.stack([torch.stack(list(figures.values())) for _, figures in self.pending]).tolist()
+        pending, self.pending = self.pending, []
+        for (step, figures), own in zip(pending, values, strict=True):
+            wrong = {name: value for name, value in zip(figures, own, strict=True) if not math.isfinite(value)}
+            self.row = self.row + 1 if wrong else 0
+            if not wrong:
+                continue
+            self.skipped += 1
+            where = self.session.tracker.log_skipped(self.name, step + 1, self.batches.rows(step), wrong)
+            if self.session.on_nonfinite == "stop" or self.row == self.in_a_row:
+                what, value = next(iter(wrong.items()))
+                raise RunError(self._message(step + 1, what.replace("_", " "), value, where))
+        return self.skipped
+
+    def _message(self, step: int, what: str, value: float, where: Path) -> str:
+        remedy = "Lower the learning rate, train in float32 (runtime.precision=fp32), correct those rows"
+        if self.session.on_nonfinite == "stop":
+            remedy += ", or pass over such steps with runtime.on_nonfinite=skip"
+        else:
+            remedy = f"It is the {self.in_a_row}th in a row. {remedy}"
+        return (
+            f"{self.name}: the {what} is {value} at step {step}; the step was not taken, and the numbers of its rows "
+            f"are in {where}. {remedy}; the same command goes on from the last checkpoint."
         )
+
+
+class _Fall:
+    """The mean loss over the first and the last quarter of the steps; a training whose loss does not fall is told of.
+
+    The loss is the one with the configured weights: those that `balance` adapts would make the two incomparable.
+    """
+
+    def __init__(self, steps: int, window: int, known: Mapping[str, list[float]]) -> None:
+        self.steps, self.long_enough = steps, steps >= 4 * window
+        self.sums = {part: list(known.get(part, (0.0, 0))) for part in ("first", "last")}
+
+    def add(self, done: int, steps: int, loss: float) -> dict[str, list[float]]:
+        """Take the mean over the last `steps` steps; what a checkpoint keeps."""
+        for part, inside in (("first", done <= self.steps / 4), ("last", done > self.steps * 3 / 4)):
+            if inside and steps:
+                total, count = self.sums[part]
+                self.sums[part] = [total + loss * steps, count + steps]
+        return self.sums
+
+    def means(self) -> tuple[float | None, float | None]:
+        first, last = (total / count if count else None for total, count in self.sums.values())
+        return first, last
+
+    def report(self, name: str) -> None:
+        first, last = self.means()
+        if self.long_enough and first is not None and last is not None and last >= first > 0:
+            _log.warning(
+                "%s: the loss did not fall: %.4g over the first quarter of the steps, %.4g over the last. Look at its "
+                "parts in metrics.jsonl; another learning rate, longer training or other losses may help.",
+                name,
+                first,
+                last,
+            )
 
 
 class _Meter:
     """Means since the last reading, kept on the device: reading them is the only wait for it."""
 
-    def __init__(self, accelerator: Accelerator, tokens: int) -> None:
-        self.accelerator = accelerator
+    def __init__(self, tokens: int) -> None:
+        self.step: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
-        self.began, self.tokens, self.steps = time.monotonic(), tokens, 0
+        self.began, self.tokens, self.steps_read = time.monotonic(), tokens, 0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -306,16 +440,31 @@ class _Meter:
 
     def add(self, total: Tensor, parts: Mapping[str, Tensor]) -> None:
         for name, value in {"loss": total, **parts}.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.step[name] = self.step[name] + value if name in self.step else value
 
-    def read(self, norm: Tensor | None, rate: float, tokens: int) -> dict[str, float]:
+    def step_figures(self, norm: Tensor | None) -> dict[str, Tensor]:
+        """The step's losses, means over processes, and the norm of its gradient; on the device."""
         # The weights of a step's examples sum to 1 over its micro-batches and average to 1 over processes.
-        means = reduce(torch.stack(list(self.sums.values())) / self.steps, reduction="mean").tolist()
-        figures = dict(zip(self.sums, means, strict=True))
+        own, self.step = self.step, {}
+        if norm is not None:
+            own["gradient_norm"] = norm.detach().to(own["loss"])
+        means = reduce(torch.stack(list(own.values())), reduction="mean")
+        return dict(zip(own, means.unbind(), strict=True))
+
+    def close_step(self, figures: Mapping[str, Tensor], refused: Tensor) -> None:
+        """A step that was not taken is left out of the means."""
+        for name, value in {"steps": torch.ones_like(refused), **figures}.items():
+            kept = torch.where(refused > 0, 0.0, value)
+            self.sums[name] = self.sums[name] + kept if name in self.sums else kept
+
+    def read(self, rate: float, tokens: int) -> dict[str, float]:
+        sums = dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist(), strict=True))
+        self.steps_read = round(sums.pop("steps"))
+        figures = {name: value / self.steps_read if self.steps_read else math.nan for name, value in sums.items()}
         now = time.monotonic()
-        figures |= {"gradient_norm": float(norm) if norm is not None else math.nan, "learning_rate": rate}
+        figures |= {"gradient_norm": figures.pop("gradient_norm", math.nan), "learning_rate": rate}
         figures["tokens_per_second"] = (tokens - self.tokens) / (now - self.began)
-        self.sums, self.began, self.tokens, self.steps = {}, now, tokens, 0
+        self.sums, self.began, self.tokens = {}, now, tokens
         return figures
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -11,6 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from pipelines.terminal import printable
+
+REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What a disk answers that takes no more."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -113,22 +119,43 @@ def run_main() -> None:
 def _exit_with(command: Callable[[], Any]) -> None:
     """0 done, 2 the user's input is wrong, 130 or 143 after a signal, 1 anything else."""
     from distill.interruption import Interrupted
-    from distill.settings import UserError
+    from distill.settings import RunError, UserError
 
     first = os.environ.get("LOCAL_RANK", "0") == "0"
+
+    def tell(message: object) -> None:
+        if first:
+            print(printable(str(message)), file=sys.stderr)
+
     try:
         command()
     except UserError as error:
-        if first:
-            print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         sys.exit(2)
     except Interrupted as stop:
-        if first:
-            print(str(stop), file=sys.stderr)
+        tell(stop)
         sys.exit(stop.status)
-    except Exception:
-        traceback.print_exc()
+    except RunError as error:
+        tell(f"error: {error}")
         sys.exit(1)
+    except Exception as error:
+        if (refused := _refused_write(error)) is not None:
+            from distill.checkpoint import storage_error
+
+            # Whoever was writing may be another process than the first.
+            print(f"error: {storage_error(refused.filename or 'a file', refused)}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        sys.exit(1)
+
+
+def _refused_write(error: BaseException | None) -> OSError | None:
+    """The disk's own error behind one that a library raised for it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in REFUSED_WRITES:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _names(text: str | None) -> list[str]:
@@ -142,12 +169,14 @@ def _run(
 
     from pipelines import display
     from pipelines.doctor import Level, examine
-    from pipelines.pipeline import plan, prepare, run_stages
+    from pipelines.pipeline import is_run, plan, prepare, run_stages
     from pipelines.run import close_run, open_run
 
     run = open_run(config)
     findings = []
-    with run.session.interruption.watched():
+    with run.session.interruption.watched(), run.lock:
+        if not dry_run and is_run(run.folder):
+            run.lock.take()  # before it is read what is done there; a new folder is made and locked when all is checked
         due = prepare(run, stages, redo)
         works = plan(run, due)
         if run.is_main:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +14,7 @@ from pipelines.doctor import Finding, Level
 from pipelines.pipeline import Due
 from pipelines.run import Run
 from pipelines.stage import Work
+from pipelines.terminal import printable
 
 MARKS = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "bold yellow", Level.ERROR: "bold red"}
 ROWS = (("teacher", "teacher"), ("student", "student"), ("undistilled_student", "same student, labels alone"))
@@ -23,26 +25,29 @@ def show_plan(run: Run, due: Sequence[Due], works: Sequence[Work]) -> None:
     console = _console()
     student, teacher = run.config.student, run.checkpoint.config
     console.print(
-        f"[bold]{run.config.teacher.model}[/] ({teacher.num_hidden_layers} layers, {teacher.hidden_size} wide) -> "
+        f"[bold]{escape(run.config.teacher.model)}[/] "
+        f"({teacher.num_hidden_layers} layers, {teacher.hidden_size} wide) -> "
         f"student ({student.layers} layers, {student.width} wide, {student.heads} heads, "
         f"{student.intermediate_size} inner)"
     )
-    console.print(f"layers: {run.layer_map.describe()}", highlight=False)
+    console.print(f"layers: {run.layer_map.describe()}", highlight=False, markup=False)
     if run.tokenizers_differ:
         console.print(
             f"tokenizer: the student reads the pieces of {run.config.student.tokenizer}, the teacher its own; only "
             "logits are distilled",
             highlight=False,
+            markup=False,
         )
     if run.config.task is not None:
         counts = ", ".join(f"{len(rows):,} {split}" for split, rows in run.data.splits.items())
-        console.print(f"data: {run.config.data.path}, {counts}", highlight=False)
+        console.print(f"data: {run.config.data.path}, {counts}", highlight=False, markup=False)
         for note in run.data.notes:
-            console.print(f"note: {note}", highlight=False)
+            console.print(f"note: {note}", highlight=False, markup=False)
     console.print(
         f"{run.accelerator.num_processes} process(es) on {run.device.type}, precision {run.config.runtime.precision}, "
         f"run folder {run.folder}",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
     table = Table(title="plan", title_justify="left")
@@ -80,10 +85,10 @@ def show_finding(finding: Finding) -> None:
         grid.add_column(width=width)
     grid.add_column()
     mark = Text(finding.level.name.lower(), style=MARKS[finding.level])
-    grid.add_row(mark, Text(finding.subject), Text(finding.message))
+    grid.add_row(mark, Text(printable(finding.subject)), Text(printable(finding.message)))
     if finding.remedy:
-        grid.add_row("", "", Text(f"-> {finding.remedy}", style="italic"))
-    _console().print(grid, highlight=False)
+        grid.add_row("", "", Text(printable(f"-> {finding.remedy}"), style="italic"))
+    _console().print(grid, highlight=False, markup=False)
 
 
 def show_verdict(findings: Sequence[Finding]) -> None:
@@ -100,7 +105,7 @@ def show_summary(run: Run, summary: dict[str, Any]) -> None:
     if "student" in summary:
         main = summary["metric"]
         names = [main, *(name for name in summary["student"]["metrics"] if name != main)][:2]
-        table = Table(title=f"{run.config.data.path}: {summary['test_rows']:,} test rows", title_justify="left")
+        table = Table(title=f"{escape(run.config.data.path)}: {summary['test_rows']:,} test rows", title_justify="left")
         table.add_column("model")
         for name in [f"test {name}" for name in names] + ["parameters", "MB", "ms a row"]:
             table.add_column(name, justify="right")
@@ -116,10 +121,12 @@ def show_summary(run: Run, summary: dict[str, Any]) -> None:
                 )
         console.print(table)
         for note in summary["notes"]:
-            console.print(f"note: {note}", highlight=False)
+            console.print(f"note: {note}", highlight=False, markup=False)
         if summary.get("retention") is not None:
-            console.print(f"the student keeps {summary['retention']:.1%} of the teacher's {main}", highlight=False)
-    console.print(f"student: {run.folder / 'student'}", highlight=False, soft_wrap=True)
+            console.print(
+                f"the student keeps {summary['retention']:.1%} of the teacher's {main}", highlight=False, markup=False
+            )
+    console.print(f"student: {run.folder / 'student'}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_samples(samples: Sequence[tuple[str, str]]) -> None:
@@ -128,7 +135,7 @@ def show_samples(samples: Sequence[tuple[str, str]]) -> None:
     table.add_column("source")
     table.add_column("augmented")
     for source, augmented in samples:
-        table.add_row(Text(source), Text(augmented))
+        table.add_row(Text(printable(source)), Text(printable(augmented)))
     _console().print(table)
 
 

@@ -19,7 +19,7 @@ from distill.objective import Objective
 from distill.settings import UserError
 from distill.students import Student, build_student
 from distill.teachers import check_length, load_encoder
-from distill.training import StepSource, fit
+from distill.training import StepSource, TrainingSource, fit
 from pipelines.estimate import training_work
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
@@ -85,10 +85,10 @@ class GeneralStage(Stage):
         if run.is_main:
             save_encoder(student, run, student_folder(run))
         checkpoints.clear()
-        return {"steps": result.steps, "tokens": result.tokens}
+        return result.figures()
 
 
-def batches(run: Run, placement: Placement) -> StepSource:
+def batches(run: Run, placement: Placement) -> TrainingSource:
     """Training steps over the corpus."""
     options = _options(run)
     length = options.max_length if run.config.data.padding == "max_length" else None

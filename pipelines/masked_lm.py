@@ -123,8 +123,7 @@ class MaskedLMStage(Stage):
             f"{len(held_out):,} held-out sequences"
         )
         return {
-            "steps": result.steps,
-            "tokens": result.tokens,
+            **result.figures(),
             "masked_accuracy": {"before": before, "after": after},
             "held_out_sequences": len(held_out),
         }

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import shutil
 import time
 from collections.abc import Collection, Sequence
@@ -23,6 +25,7 @@ from pipelines.augment import AugmentStage
 from pipelines.evaluate import EvaluateStage
 from pipelines.export import ExportStage
 from pipelines.general import GeneralStage
+from pipelines.lock import NAME as LOCK
 from pipelines.masked_lm import MaskedLMStage
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
@@ -39,6 +42,9 @@ STAGES: tuple[Stage, ...] = (
     EvaluateStage(),
     ExportStage(),
 )
+KILLED_AT_ONCE = {LOCK, ".config.yaml.part"}
+"""All that a run may leave of which nothing is left."""
+_log = logging.getLogger(__name__)
 NAMES = tuple(stage.name for stage in STAGES)
 
 
@@ -64,6 +70,7 @@ def prepare(run: Run, only: Collection[str] = (), redo: Collection[str] = ()) ->
             if name not in NAMES:
                 raise UserError(f"{flag}: {name!r} is no stage; the stages are {', '.join(NAMES)}.")
     _refuse_foreign(run.folder)
+    _refuse_unwritable(run.folder)
     stages = [stage for stage in STAGES if stage.is_on(config)]
     if not stages:
         raise UserError("general and task are both null: there is nothing to do.")
@@ -86,10 +93,32 @@ def prepare(run: Run, only: Collection[str] = (), redo: Collection[str] = ()) ->
     return _due(run, stages, only, redo)
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a run has been here."""
+    return (folder / "config.yaml").is_file()
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    place = _nearest(folder)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(
+            f"output: {place} cannot be written by this user, or is on a read-only disk. Correct its permissions, or "
+            "name another folder with --output."
+        )
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the lowest one above it that is there."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return place
+
+
 def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output: {folder} is a file. Name a folder with --output.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.yaml").is_file():
+    if folder.is_dir() and {path.name for path in folder.iterdir()} - KILLED_AT_ONCE and not is_run(folder):
         raise UserError(
             f"output: {folder} is not empty and holds no run (no config.yaml). Name another folder with --output."
         )
@@ -109,7 +138,7 @@ def _due(run: Run, stages: Sequence[Stage], only: Collection[str], redo: Collect
         started = None if again else _read(run.folder / stage.name / "started.json")
         if started is not None and started["key"] != keys[stage.name]:
             raise UserError(_changed(run, stage, started, inputs, upstream))
-        done = started is not None and (run.folder / stage.name / "result.json").is_file()
+        done = started is not None and _read(run.folder / stage.name / "result.json") is not None
         wanted = not only or stage.name in only
         if wanted:
             due.append(Due(stage, keys[stage.name], {"inputs": inputs, "after": upstream}, done))
@@ -149,10 +178,11 @@ def plan(run: Run, due: Sequence[Due]) -> list[Work]:
         UserError: the disk is too small for it.
     """
     works = [work for one in due if not one.done for work in one.stage.plan(run)]
-    needed = max((work.megabytes for work in works), default=0) * 2 + sum(work.megabytes / 4 for work in works)
-    parent = run.folder.absolute()
-    while not parent.exists():
-        parent = parent.parent
+    # While one is written, those it follows are still there.
+    checkpoints = run.config.runtime.keep_checkpoints + 1
+    needed = max((work.megabytes for work in works), default=0) * checkpoints
+    needed += sum(work.megabytes / 4 for work in works)
+    parent = _nearest(run.folder)
     free = shutil.disk_usage(parent).free / 1e6
     if needed > free:
         raise UserError(
@@ -166,6 +196,8 @@ def run_stages(run: Run, due: Sequence[Due]) -> dict[str, Any]:
     """Run what is not finished, in order; returns the summary, also written to summary.json."""
     if run.is_main:
         run.folder.mkdir(parents=True, exist_ok=True)
+    run.lock.take()
+    if run.is_main:
         write_text(run.folder / "config.yaml", dump_config(run.config))
     run.accelerator.wait_for_everyone()
     run.session.tracker.start(to_plain(run.config), run.config.project)
@@ -221,5 +253,9 @@ def _summarise(run: Run) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        _log.warning("%s is damaged: it cannot be read. Its stage is done again.", path)
+        return None
     return value

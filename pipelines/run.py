@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env, set_seed
+from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env, set_seed
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -32,15 +32,17 @@ from distill.tracking import Tracker, check_trackers
 from distill.training import Session, TrainingOptions
 from pipelines.encoded import Encoded
 from pipelines.launch import cpu_threads
+from pipelines.lock import FolderLock
 
 
 @dataclass
 class Run:
-    """What a stage gets. `session` holds the accelerator, the tracker and the signals."""
+    """What a stage gets. `session` holds the accelerator, the tracker and the signals; `lock` keeps others out."""
 
     config: Config
     folder: Path
     session: Session
+    lock: FolderLock
 
     @property
     def accelerator(self) -> Accelerator:
@@ -213,8 +215,17 @@ def open_run(config: Config) -> Run:
         project_dir=str(folder),
         cpu=_on_cpu(),
     )
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise UserError(
+            f"accelerate launch: {kind.value} cuts the student into shards, which capture of its layers and the "
+            "checkpoints do not know; a student fits whole on every device. Use distributed_type MULTI_GPU or "
+            "MULTI_CPU, as in configs/accelerate."
+        )
     set_seed(config.seed)
-    return Run(config, folder, Session(accelerator, Tracker(accelerator, folder, config.tracking), Interruption()))
+    tracker = Tracker(accelerator, folder, config.tracking)
+    session = Session(accelerator, tracker, Interruption(), config.runtime.on_nonfinite)
+    return Run(config, folder, session, FolderLock(folder, accelerator))
 
 
 def close_run(run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from distill.activations import Needs
-from distill.checkpoint import write_folder, write_json, write_tensors
+from distill.checkpoint import sha256_of, write_folder, write_json, write_tensors
 from distill.config import Config, TaskOptions, to_plain
 from distill.data import Placement
 from distill.initialization import adopt_head
@@ -31,6 +32,8 @@ from pipelines.augment import training_rows
 from pipelines.estimate import training_work
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
+
+_log = logging.getLogger(__name__)
 
 
 class TaskStage(Stage):
@@ -103,8 +106,8 @@ class TaskStage(Stage):
             "steps": sum(result.steps for result in results.values()),
             "tokens": sum(result.tokens for result in results.values()),
             "phases": {
-                name: {"steps": r.steps, "tokens": r.tokens, "seconds": r.seconds, "validation": r.best}
-                for name, r in results.items()
+                name: {**result.figures(), "seconds": result.seconds, "validation": result.best}
+                for name, result in results.items()
             },
         }
 
@@ -127,9 +130,9 @@ class TaskStage(Stage):
         options = run.task_options.intermediate
         assert options is not None
         done = _phase_file(run, "intermediate")
-        if done.with_suffix(".json").exists():  # the run was stopped in the logits phase
+        if (finished := _read_phase(done)) is not None:  # the run was stopped in the logits phase
             student.load_state_dict(load_file(done))
-            return FitResult(**json.loads(done.with_suffix(".json").read_text(encoding="utf-8")))
+            return finished
         objective = Objective(run.task_options.losses.intermediate(), Match(run.layer_map, run.task.logits))
         held_out = run.encoded.batches(run.encoded.features["validation"], options)
 
@@ -149,7 +152,7 @@ class TaskStage(Stage):
         )
         if run.is_main:
             write_tensors(done, student.state_dict())
-            write_json(done.with_suffix(".json"), dataclasses.asdict(result))
+            write_json(done.with_suffix(".json"), {**dataclasses.asdict(result), "sha256": sha256_of(done)})
         return result
 
     def _logits(self, run: Run, student: Student, teacher: PreTrainedModel, train: Dataset) -> FitResult:
@@ -218,6 +221,21 @@ def save_student(student: Student, run: Run, folder: Path) -> None:
 def _own_logits(run: Run) -> Path:
     """The teacher's logits where runs share none."""
     return run.folder / "task" / "teacher_logits"
+
+
+def _read_phase(weights: Path) -> FitResult | None:
+    """The result of a finished phase whose weights are as they were written; else it goes on from its checkpoints."""
+    try:
+        result = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+        if result.pop("sha256") == sha256_of(weights):
+            return FitResult(**result)
+        damage = "it has other content than was written"
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        damage = f"{weights.with_suffix('.json').name} cannot be read"
+    _log.warning("%s is damaged: %s. Going on from the checkpoints of its phase.", weights, damage)
+    return None
 
 
 def _phase_file(run: Run, phase: str) -> Path:

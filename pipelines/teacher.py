@@ -70,4 +70,4 @@ class TeacherStage(Stage):
 
             write_folder(run.teacher_folder, save)
         checkpoints.clear()
-        return {"steps": result.steps, "tokens": result.tokens, "validation": result.best}
+        return {**result.figures(), "validation": result.best}

@@ -10,10 +10,10 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
@@ -53,12 +53,17 @@ class ListTracker:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.skipped: list[dict[str, Any]] = []
 
     def begin_stage(self, stage: str, done: int) -> None:
         pass
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         self.rows.append({"stage": stage, "step": step, **values})
+
+    def log_skipped(self, stage: str, step: int, rows: Sequence[int], wrong: Mapping[str, float]) -> Path:
+        self.skipped.append({"stage": stage, "step": step, "rows": list(rows), "wrong": sorted(wrong)})
+        return Path("skipped_steps.jsonl")
 
     def curve(self, name: str) -> list[float]:
         return [row[name] for row in self.rows if name in row]
@@ -80,8 +85,10 @@ class StopAfter:
         pass
 
 
-def new_session(tracker: ListTracker | None = None, stop_after: int | None = None) -> Session:
-    return Session(Accelerator(), tracker or ListTracker(), StopAfter(stop_after))  # type: ignore[arg-type]
+def new_session(
+    tracker: ListTracker | None = None, stop_after: int | None = None, on_nonfinite: Literal["stop", "skip"] = "stop"
+) -> Session:
+    return Session(Accelerator(), tracker or ListTracker(), StopAfter(stop_after), on_nonfinite)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

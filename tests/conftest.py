@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging
 
+from tests.fault_runs import FIGURES, counted
+
 torch.set_num_threads(1)  # threads only slow models of this size down
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -107,3 +109,9 @@ def make_batch() -> MakeBatch:
 @pytest.fixture
 def batch(make_batch: MakeBatch) -> dict[str, Tensor]:
     return make_batch()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """What the tests of faults counted, as the last line of all."""
+    if counted:
+        print(" ".join(f"{name} {counted[name]}" for name in FIGURES))

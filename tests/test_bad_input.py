@@ -13,7 +13,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from distill import tiny
-from tests.builders import TINY, contents, finished_run, run_cli, write_rows
+from tests.bad_input_cases import CSV, LINES, MORE_CASES, ROWS, file, rows
+from tests.builders import TINY, contents, finished_run, run_cli, succeed, write_rows
 
 GOOD = [{"text": f"rain wind walk {index}", "label": index % 2} for index in range(20)]
 Overrides = list[str]
@@ -255,10 +256,13 @@ CASES: dict[str, tuple[Overrides | Callable[[Path], Overrides], tuple[str, ...]]
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+ALL = CASES | MORE_CASES
+
+
+@pytest.mark.parametrize("case", ALL)
 def test_a_mistake_ends_with_2_names_its_place_and_writes_nothing(case: str, tmp_path: Path) -> None:
-    overrides, expected = CASES[case]
-    output = tmp_path / "run"
+    overrides, expected = ALL[case]
+    output = tmp_path / "output"
     arguments = overrides(tmp_path) if callable(overrides) else overrides
     outcome = run_cli(TINY, "runtime.precision=fp32", *arguments, "--output", output)
     assert outcome.status == 2, outcome.err[-2000:]
@@ -267,6 +271,49 @@ def test_a_mistake_ends_with_2_names_its_place_and_writes_nothing(case: str, tmp
     for part in expected:
         assert part in outcome.err, outcome.err
     assert not output.exists()
+    assert not (tmp_path / "run").exists(), "code from the input was run"
+
+
+def _accepted(folder: Path, overrides: Overrides) -> str:
+    return succeed(TINY, "runtime.precision=fp32", *overrides, "--output", folder / "output", "--dry-run").out
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(file("a.csv", b"\xef\xbb\xbf" + CSV), id="csv with a byte-order mark"),
+        pytest.param(file("a.json", b"\xef\xbb\xbf" + LINES), id="json with a byte-order mark"),
+        pytest.param(rows([*ROWS, {"text": "rain " * 200_000, "label": 1}]), id="a line of a megabyte"),
+        pytest.param(rows([{**row, "label": float(row["label"])} for row in ROWS]), id="classes as whole floats"),
+        pytest.param(rows([{**row, "label": ["no", "yes"][row["label"]]} for row in ROWS]), id="classes as words"),
+        pytest.param(rows([{**row, "id": 7} for row in ROWS]), id="ids that are all the same"),
+        pytest.param(rows([*ROWS, {"text": "rain\0wind \x1b[2J", "label": 1}]), id="control characters"),
+    ],
+)
+def test_what_looks_wrong_but_is_not_is_taken(make: Callable[[Path], Overrides], tmp_path: Path) -> None:
+    assert "train" in _accepted(tmp_path, make(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"seed: 1\nseed: 2\n", "'seed' stands twice"),
+        (b"seed:\t1\n\tdata: 2\n", "not YAML"),
+        ("output: r\xe9sum\xe9\n".encode("latin-1"), "cannot be read"),
+        (b"seed: 1\0\n", "not YAML"),
+        (b"- seed\n", "a config is a mapping"),
+        (b"", "a config is a mapping"),
+        (b"1: 2\n", "keys should be strings"),
+        (b"seed: !!python/object/apply:os.getpid []\n", "not YAML"),
+    ],
+)
+def test_a_config_file_that_is_wrong_is_named(content: bytes, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_bytes(content)
+    outcome = run_cli(tmp_path / "wrong.yaml")
+    assert outcome.status == 2
+    assert outcome.err.startswith("error: ")
+    assert expected in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong.yaml"]
 
 
 def test_a_config_that_is_not_yaml_is_named_with_its_line(tmp_path: Path) -> None:

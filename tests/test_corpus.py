@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from distill import tiny
 from distill.corpus import StreamBatches, load_corpus, pack
 from distill.data import Collator, Placement, SourceOptions
-from distill.settings import UserError
+from distill.settings import RunError, UserError
 from tests.builders import write_rows
 
 TOKENIZER = tiny.tokenizer()
@@ -180,6 +180,32 @@ def test_a_corpus_without_a_training_split_is_refused(tmp_path: Path) -> None:
 def test_a_document_that_is_no_text_is_refused() -> None:
     with pytest.raises(UserError, match=r"general\.corpus\.text: 5 is not a text"):
         pack(Dataset.from_dict({"text": [5]}), TOKENIZER, 16)
+
+
+def test_a_file_that_vanishes_in_the_midst_ends_in_a_message(tmp_path: Path) -> None:
+    """The stream opens its file again when it starts again."""
+    file = Path(corpus_file(tmp_path, count=20))
+    batches = StreamBatches(
+        corpus(str(file), streaming=True),
+        Collator(TOKENIZER, None),
+        batch_size=5,
+        accumulation=1,
+        placement=Placement(),
+    )
+    steps = batches.steps(0, 20)
+    next(steps)
+    file.unlink()
+    with pytest.raises(RunError, match=r"general\.corpus: reading it failed .*corpus\.jsonl.* start the same command"):
+        list(steps)
+
+
+def test_the_rows_of_a_step_are_those_it_reads(tmp_path: Path) -> None:
+    file = corpus_file(tmp_path)
+    in_order = [row["input_ids"] for row in corpus(file, streaming=True)]
+    batches = StreamBatches(
+        corpus(file, streaming=True), Collator(TOKENIZER, None), batch_size=5, accumulation=1, placement=Placement()
+    )
+    assert [in_order[row] for row in batches.rows(2)] == stream_steps(file, 2, 3)[0]
 
 
 def test_an_empty_stream_ends_in_a_message(tmp_path: Path) -> None:

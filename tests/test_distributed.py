@@ -4,16 +4,21 @@ What is launched or stopped runs in processes of its own."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
-from tests.builders import FEW_STEPS, ROOT, TINY, finished_run, succeed
+from tests.builders import FEW_STEPS, ROOT, TINY, finished_run, run_cli, succeed
 
 # Dropout draws from each process's own stream (so the teacher is one made before), and bf16 would hide differences.
 SAME = (*FEW_STEPS, "student.dropout=0", "evaluate.undistilled=false", "teacher.training=null")
@@ -39,11 +44,19 @@ def _largest_difference(one: Path, other: Path) -> float:
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
-def test_two_processes_give_the_student_of_one(tmp_path: Path) -> None:
+def _same() -> tuple[str, ...]:
+    return (*SAME, f"teacher.model={finished_run() / 'teacher' / 'model'}", "augment.masked_lm=tiny-random")
+
+
+@pytest.mark.parametrize(
+    "launch",
+    [("--cpu", "--num_processes", "2"), ("--config_file", str(ROOT / "configs/accelerate/cpu_two_processes.yaml"))],
+    ids=["arguments", "file"],
+)
+def test_two_processes_give_the_student_of_one(launch: tuple[str, ...], tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    same = (*SAME, f"teacher.model={finished_run() / 'teacher' / 'model'}", "augment.masked_lm=tiny-random")
+    same = _same()
     succeed(TINY, *same, "--output", one)
-    launch = ("--cpu", "--num_processes", "2")
     together = _run(_script(TINY, *same, "--output", two, launch=launch), tmp_path)
     assert together.returncode == 0, together.stderr[-3000:]
     assert "2 process(es)" in together.stdout
@@ -90,3 +103,103 @@ def test_a_mistake_is_told_once_from_any_folder(launch: tuple[str, ...], tmp_pat
     # accelerate's launcher turns every failure into 1.
     assert outcome.returncode == (1 if launch else 2)
     assert outcome.stderr.count("error: student.widht: there is no such setting; did you mean student.width?") == 1
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "accelerate").iterdir()), ids=lambda file: file.stem)
+def test_a_launch_file_is_one_that_accelerate_reads(file: Path) -> None:
+    config = load_config_from_file(str(file))
+    assert config.num_processes % config.num_machines == 0
+    assert config.distributed_type.value in ("MULTI_CPU", "MULTI_GPU")
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_what_shards_the_student_is_refused(
+    kind: DistributedType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.run.Accelerator.distributed_type", property(lambda self: kind))
+    monkeypatch.setattr("pipelines.run.Accelerator.__init__", lambda self, **options: None)
+    outcome = run_cli(TINY, *FEW_STEPS, "--output", tmp_path / "run")
+    assert outcome.status == 2
+    assert f"error: accelerate launch: {kind.value}" in outcome.err
+    assert "MULTI_GPU" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+# ---- faults of one among several
+
+
+@pytest.mark.faults
+def test_a_killed_process_ends_the_others_and_the_run_goes_on_with_another_number_of_them(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    same = (*_same(), "task.logits.max_steps=60", "task.logits.save_every_steps=5")
+    succeed(TINY, *same, "--output", one)
+    launched = subprocess.Popen(
+        _script(TINY, *same, "--output", two, launch=("--cpu", "--num_processes", "2")),
+        cwd=tmp_path,
+        env=_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    checkpoints, deadline = two / "task" / "logits" / "checkpoints", time.monotonic() + 240
+    while not list(checkpoints.glob("checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    ranks = [child for child in psutil.Process(launched.pid).children(recursive=True) if not child.children()]
+    second = next(rank for rank in ranks if rank.environ().get("RANK") == "1")
+    second.kill()
+    _, errors = launched.communicate(timeout=120)
+    assert launched.returncode == 1, errors[-3000:]
+    assert not any(rank.is_running() for rank in ranks)
+
+    resumed = succeed(TINY, *same, "--output", two)
+    assert "1 process(es)" in resumed.out
+    assert "general: done before, skipped" in resumed.out
+    assert _largest_difference(one, two) < 2e-5
+
+
+@pytest.fixture
+def two_machines() -> Iterator[tuple[str, str]]:
+    """Two network namespaces with a cable between them, 10.77.0.1 and 10.77.0.2; the names of the namespaces."""
+    if shutil.which("ip") is None:
+        pytest.skip("the command ip is not there")
+    names = tuple(f"tinybert{os.getpid()}{side}" for side in "ab")
+    cable = [f"tb{os.getpid() % 100000}{side}" for side in "ab"]
+    steps = [["ip", "netns", "add", name] for name in names]
+    steps.append(["ip", "link", "add", cable[0], "type", "veth", "peer", "name", cable[1]])
+    for number, (name, end) in enumerate(zip(names, cable, strict=True), start=1):
+        inside = ["ip", "-n", name]
+        steps += [
+            ["ip", "link", "set", end, "netns", name],
+            [*inside, "link", "set", end, "name", "cable"],
+            [*inside, "addr", "add", f"10.77.0.{number}/24", "dev", "cable"],
+            [*inside, "link", "set", "cable", "up"],
+            [*inside, "link", "set", "lo", "up"],
+        ]
+    try:
+        for step in steps:
+            done = subprocess.run(step, capture_output=True, text=True, check=False)
+            if done.returncode:
+                pytest.skip(f"this machine allows no network namespaces: {' '.join(step)}: {done.stderr.strip()}")
+        yield names  # type: ignore[misc]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+@pytest.mark.faults
+def test_two_machines_give_the_student_of_one(two_machines: tuple[str, str], tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    succeed(TINY, *_same(), "--output", one)
+    launch = ("--cpu", "--num_processes", "2", "--num_machines", "2", "--main_process_ip", "10.77.0.1")
+    # The host's name is that of the loopback here.
+    environment = _environment() | {"GLOO_SOCKET_IFNAME": "cable"}
+    launched = []
+    for rank, name in enumerate(two_machines):
+        own = (*launch, "--main_process_port", "29555", "--machine_rank", str(rank))
+        command = ["ip", "netns", "exec", name, *_script(TINY, *_same(), "--output", two, launch=own)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        launched.append(subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes))
+    told = [process.communicate(timeout=300) for process in launched]
+    assert [process.returncode for process in launched] == [0, 0], [errors[-3000:] for _, errors in told]
+    assert "2 process(es)" in told[0][0]
+    assert _largest_difference(one, two) < 2e-5

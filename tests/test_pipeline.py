@@ -188,6 +188,29 @@ def test_a_killed_run_says_what_changed_and_can_be_redone(tmp_path: Path) -> Non
     assert json.loads((folder / "task" / "result.json").read_text())["phases"]["logits"]["steps"] == 2
 
 
+def test_a_result_that_cannot_be_read_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = shutil.copytree(finished_run(), tmp_path / "run")
+    (folder / "export" / "result.json").write_text('{"key": ')
+    outcome = succeed(folder / "config.yaml", "tracking=[]", "--output", folder)
+    assert outcome.out.count("done before, skipped") == 5
+    assert "export/result.json is damaged" in caplog.text
+    assert json.loads((folder / "export" / "result.json").read_text())["files"]
+
+
+def test_a_loss_that_is_not_finite_ends_with_1_and_the_rows_are_written(tmp_path: Path) -> None:
+    exploding = "teacher.training={max_steps: 8, batch_size: 16, learning_rate: 1e30, log_every_steps: 1}"
+    outcome = run_cli(TINY, *FEW_STEPS, exploding, "--output", tmp_path / "run", "--stages", "teacher")
+    assert outcome.status == 1
+    assert "Traceback" not in outcome.err
+    assert "error: teacher: the loss is nan at step" in outcome.err
+    assert "runtime.on_nonfinite=skip" in outcome.err
+    [row] = [json.loads(line) for line in (tmp_path / "run" / "skipped_steps.jsonl").read_text().splitlines()]
+    assert row["stage"] == "teacher"
+    assert len(row["rows"]) == 16
+    assert set(row["rows"]) <= set(range(192))
+    assert "loss" in row["not_finite"]
+
+
 def test_a_streamed_corpus_of_plain_text(tmp_path: Path) -> None:
     draw = random.Random(0)
     (tmp_path / "corpus.txt").write_text("\n".join(_text(draw) for _ in range(60)))

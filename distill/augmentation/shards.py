@@ -74,7 +74,7 @@ def read_counts(paths: Iterable[Path]) -> Counter[str]:
 def _write(
     path: Path, rows: Iterable[dict[str, Any]], schema: pyarrow.Schema, fingerprint: str, counts: Counter[str]
 ) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.part")  # what a killed run left is written over
     try:
         with temporary.open("wb") as stream:
             with parquet.ParquetWriter(stream, schema) as writer:
