@@ -39,7 +39,11 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    fill(temporary)
+    try:
+        fill(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     for file in temporary.rglob("*"):
         if file.is_file():
             _flush(file)
