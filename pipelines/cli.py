@@ -96,6 +96,7 @@ def evaluate(folder: RunArgument) -> None:
 @app.command()
 def export(
     folder: RunArgument,
+    overrides: Overrides = None,
     to: Annotated[
         str | None,
         typer.Option(
@@ -113,8 +114,8 @@ def export(
     Example: tinybert export runs/bbc_news --to onnx,int8
     """
     _require_student(folder)
-    overrides = [] if to is None else [f"export.to={json.dumps(_formats(to))}"]
-    _run(folder / "config.yaml", overrides, str(folder), ["export"], ["export"], False)
+    asked = [] if to is None else [f"export.to={json.dumps(_formats(to))}"]
+    _run(folder / "config.yaml", [*(overrides or []), *asked], str(folder), ["export"], ["export"], False)
 
 
 def main() -> None:
