@@ -62,6 +62,7 @@ def export_graph(model: PreTrainedModel, batch: Mapping[str, Tensor], file: Path
         model.set_attn_implementation(before)
     assert program is not None
     drop_reshapes(program.model.graph)
+    RemoveUnusedNodesPass()(program.model)  # what is left of the reshapes would count as a reader
     keep_first_piece(program.model.graph)
     RemoveUnusedNodesPass()(program.model)
     ClearMetadataAndDocStringPass()(program.model)
