@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from distill.activations import model_inputs
-from distill.export.passes import MICROSOFT, drop_reshapes, keep_first_piece
+from distill.export.passes import drop_reshapes, keep_first_piece, keep_sums_apart
 
 ONE_NODE = "onnx_one_node"
 """The name under which attention as one node is registered; never written to a saved config."""
+
+OPSET = 23
+"""The first with Attention."""
 
 FAMILIES_IN_ONE_NODE = frozenset(
     {"bert", "roberta", "xlm-roberta", "camembert", "electra", "ernie", "distilbert", "albert"}
@@ -53,6 +56,7 @@ def export_graph(model: PreTrainedModel, batch: Mapping[str, Tensor], file: Path
                 head.eval(),
                 kwargs=inputs,
                 dynamo=True,
+                opset_version=OPSET,
                 dynamic_shapes=dict.fromkeys(inputs, dynamic),
                 input_names=list(inputs),
                 output_names=outputs,
@@ -61,9 +65,8 @@ def export_graph(model: PreTrainedModel, batch: Mapping[str, Tensor], file: Path
     finally:
         model.set_attn_implementation(before)
     assert program is not None
-    drop_reshapes(program.model.graph)
-    RemoveUnusedNodesPass()(program.model)  # what is left of the reshapes would count as a reader
-    keep_first_piece(program.model.graph)
+    for simplify in (drop_reshapes, keep_first_piece, keep_sums_apart):
+        simplify(program.model.graph)
     RemoveUnusedNodesPass()(program.model)
     ClearMetadataAndDocStringPass()(program.model)
     ir.save(program.model, file)
@@ -111,22 +114,23 @@ def _attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """com.microsoft.MultiHeadAttention: softmax(query key' * scaling) value, padding left out; a mask is (B, T)."""
-    B, H, T, d = query.shape
-    attended = torch.onnx.ops.symbolic(
-        f"{MICROSOFT}::MultiHeadAttention",
-        [*(heads.transpose(1, 2).flatten(2) for heads in (query, key, value)), None, attention_mask.to(torch.int32)],
-        {"num_heads": H, "scale": float(d**-0.5 if scaling is None else scaling)},
-        dtype=query.dtype,
-        shape=(B, T, H * d),
-        version=1,
+    """ONNX's Attention: softmax(query key' * scaling + mask) value, heads side by side in the last axis."""
+    H, d = query.shape[1], query.shape[3]
+    attended, *_states = torch.onnx.ops.attention(
+        *(heads.transpose(1, 2).flatten(2) for heads in (query, key, value)),
+        attention_mask,
+        q_num_heads=H,
+        kv_num_heads=H,
+        scale=float(d**-0.5 if scaling is None else scaling),
     )
     return attended.unflatten(2, (H, d)), None
 
 
 def _padding(*_: Any, attention_mask: Tensor, **__: Any) -> Tensor:
-    """What is padding, as it was given; the node makes scores of it."""
-    return attention_mask
+    """Scores to add, (B, 1, T, T): 0 for pieces, the lowest number for padding."""
+    B, T = attention_mask.shape
+    lowest = torch.finfo(torch.float32).min
+    return (attention_mask == 0).to(torch.float32).mul(lowest)[:, None, None].expand(B, 1, T, T)
 
 
 AttentionInterface.register(ONE_NODE, _attention)

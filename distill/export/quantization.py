@@ -1,99 +1,192 @@
 """A float32 graph in 8 bits, in several ways, and the choice among them by what was measured.
 Measuring is left to the callers.
 
-Matrices and embedding tables are stored in 8 bits with a scale for each output channel (tables: one scale); products
-are of 8-bit integers, sums of 32-bit ones. Attention, LayerNorm and GELU stay float32. What a product reads is
-quantised as it comes: dynamically, by the range of each tensor, or statically, by ranges read from calibration rows,
-which saves a pass over each tensor and costs accuracy where a row's range is another.
+Products are of 8-bit integers, their sums of 32-bit ones. A weight matrix is signed, with a scale for each output
+channel; what is multiplied by it is unsigned (x86 has instructions for just this pair), with one scale and zero point
+for the tensor: found anew for every tensor (dynamic), or read from calibration rows (static), which saves a pass over
+each tensor and costs accuracy where a row's range is another. Word embeddings are stored signed, with a scale for each
+word. Small tables, biases, LayerNorm, GELU, attention's own products and the layer that gives the logits stay float32.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+import onnx_ir as ir
+import onnxruntime
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from distill.settings import UserError
 
-OPERATORS = ["MatMul", "Gemm", "Gather"]
-"""What is quantised: layers, heads and embedding tables."""
+MICROSOFT = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
+
+LARGE_TABLE_ROWS = 4096
+"""Tables of fewer rows (positions, token types) are a hundredth of a model and cheaper to read in float32."""
 
 SIMILAR = 0.03
 """Share of the fastest candidate's latency within which two are as fast as each other: timings repeat no better."""
 
+Inputs = Mapping[str, np.ndarray]
+Range = tuple[float, float]
+"""Smallest and largest value."""
+
 
 @dataclass(frozen=True)
-class Recipe:
-    """One way into 8 bits. Activations are unsigned: on x86 the products of unsigned by signed have instructions."""
+class Layer:
+    """A product with a constant matrix, and the bias that is added to it."""
 
-    static: bool
-    weights: QuantType = QuantType.QInt8
-    averaged: bool = False
-    """Of static ranges: a moving average over calibration batches, so that one odd row does not widen them."""
+    node: ir.Node
+    weight: np.ndarray
+    """(in, out)."""
+    bias: ir.Value | None
+    output: ir.Value
+    """Of the product, or of the addition of the bias."""
 
-
-RECIPES: Mapping[str, Recipe] = {
-    "dynamic_signed": Recipe(static=False),
-    # Without VNNI two products of an unsigned and a signed byte can saturate 16 bits; unsigned weights cannot.
-    "dynamic_unsigned": Recipe(static=False, weights=QuantType.QUInt8),
-    "static_range": Recipe(static=True),
-    "static_average": Recipe(static=True, averaged=True),
-}
-
-Inputs = Mapping[str, np.ndarray]
+    @property
+    def input(self) -> ir.Value:
+        value = self.node.inputs[0]
+        assert value is not None and value.name is not None
+        return value
 
 
-class _Rows(CalibrationDataReader):
-    def __init__(self, batches: Iterable[Inputs]) -> None:
-        self.batches = iter(batches)
+def _layers(graph: ir.Graph) -> Iterator[Layer]:
+    """Every layer but one that gives an output of the graph."""
+    for node in graph:
+        if node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2 or node.inputs[1] is None:
+            continue
+        weight = ir.convenience.get_const_tensor(node.inputs[1])
+        if weight is None or len(weight.shape) != 2:
+            continue
+        matrix, bias, output = weight.numpy(), None, node.outputs[0]
+        if node.op_type == "Gemm":
+            matrix = matrix.T if node.attributes["transB"].as_int() else matrix
+            bias = node.inputs[2] if len(node.inputs) > 2 else None
+        elif len(users := list(output.consumers())) == 1 and users[0].op_type == "Add":
+            others = [value for value in users[0].inputs if value is not output]
+            if len(others) == 1 and others[0] is not None and _is_row(others[0], matrix.shape[1]):
+                bias, output = others[0], users[0].outputs[0]
+        if not output.is_graph_output():
+            yield Layer(node, matrix, bias, output)
 
-    def get_next(self) -> Any:
-        return next(self.batches, None)
+
+def _is_row(value: ir.Value, width: int) -> bool:
+    constant = ir.convenience.get_const_tensor(value)
+    return constant is not None and tuple(constant.shape) == (width,)
 
 
-def quantize(graph: Path, recipe: Recipe, calibration: Sequence[Inputs], file: Path) -> None:
+def ranges(graph: Path, rows: Iterable[Inputs]) -> dict[str, list[Range]]:
+    """Smallest and largest value that each layer reads, for each of some rows given to a float32 graph."""
+    model = ir.load(graph)
+    read = list({layer.input.name: layer.input for layer in _layers(model.graph)}.values())
+    model.graph.outputs.extend(value for value in read if not value.is_graph_output())
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [str(value.name) for value in read]
+    found: dict[str, list[Range]] = {name: [] for name in names}
+    for row in rows:
+        for name, values in zip(names, session.run(names, row), strict=True):
+            found[name].append((float(values.min()), float(values.max())))
+    return found
+
+
+def largest_range(found: Sequence[Range]) -> Range:
+    """Nothing seen is cut off."""
+    return min(low for low, _ in found), max(high for _, high in found)
+
+
+def mean_range(found: Sequence[Range]) -> Range:
+    """One odd row does not widen the steps for all others; its extremes are cut off."""
+    low, high = np.mean(found, axis=0)
+    return float(low), float(high)
+
+
+RECIPES = {"dynamic": None, "static_largest": largest_range, "static_mean": mean_range}
+"""Ways into 8 bits: how the ranges of calibration rows make the range of a tensor; None where they are not used."""
+
+
+def quantize(graph: Path, recipe: str, calibration: Mapping[str, Sequence[Range]], file: Path) -> None:
     """Write `graph` in 8 bits to `file`.
 
     Args:
-        calibration: batches of the graph's inputs; only static recipes read them.
+        recipe: a name of RECIPES.
+        calibration: what ranges() found; only static recipes read it.
     """
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # advises, through the root logger, a preparation that this graph has behind it
-    try:
-        if recipe.static:
-            quantize_static(
-                graph,
-                file,
-                _Rows(calibration),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=OPERATORS,
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=recipe.weights,
-                extra_options={
-                    "MatMulConstBOnly": True,
-                    "CalibMovingAverage": recipe.averaged,
-                    # Sums go on in float32: what follows a product is float32 anyway.
-                    "OpTypesToExcludeOutputQuantization": OPERATORS,
-                },
-            )
-        else:
-            quantize_dynamic(
-                graph,
-                file,
-                op_types_to_quantize=OPERATORS,
-                per_channel=True,
-                weight_type=recipe.weights,
-                extra_options={"MatMulConstBOnly": True},
-            )
-    finally:
-        root.setLevel(level)
+    model = ir.load(graph)
+    over_rows = RECIPES[recipe]
+    fixed = {name: over_rows(found) for name, found in calibration.items()} if over_rows else {}
+    quantized: dict[ir.Value, list[ir.Value]] = {}
+    for layer in list(_layers(model.graph)):
+        if layer.input not in quantized:
+            quantized[layer.input] = _quantize_input(model.graph, layer, fixed.get(str(layer.input.name)))
+        _replace_product(model.graph, layer, *quantized[layer.input])
+    for node in list(model.graph):
+        if node.op_type == "Gather":
+            _quantize_table(model.graph, node)
+    model.opset_imports[MICROSOFT] = 1
+    RemoveUnusedNodesPass()(model)
+    ir.save(model, file)
+
+
+def _quantize_input(graph: ir.Graph, layer: Layer, fixed: Range | None) -> list[ir.Value]:
+    """What a layer reads, as unsigned bytes with scale and zero point."""
+    name = layer.input.name
+    if fixed is None:
+        node = ir.node("DynamicQuantizeLinear", [layer.input], num_outputs=3, name=f"{name}_quantize")
+        graph.insert_before(layer.node, node)
+        return list(node.outputs)
+    low, high = min(fixed[0], 0.0), max(fixed[1], 0.0)  # zero must be one of the steps
+    scale = np.float32((high - low) / 255 or 1.0)
+    zero = np.uint8(np.clip(np.rint(-low / scale), 0, 255))
+    constants = [_constant(graph, f"{name}_scale", np.array(scale)), _constant(graph, f"{name}_zero", np.array(zero))]
+    node = ir.node("QuantizeLinear", [layer.input, *constants], name=f"{name}_quantize")
+    graph.insert_before(layer.node, node)
+    return [node.outputs[0], *constants]
+
+
+def _replace_product(graph: ir.Graph, layer: Layer, values: ir.Value, scale: ir.Value, zero: ir.Value) -> None:
+    """Product, scales and bias as one node of ONNX Runtime."""
+    name = layer.node.name or layer.output.name
+    steps, column_scales = _signed_bytes(layer.weight, axis=0)
+    weight = _constant(graph, f"{name}_weight", steps)
+    scales = _constant(graph, f"{name}_weight_scale", column_scales[0])
+    given = [values, weight, scale, scales, zero, None, layer.bias]
+    node = ir.node("MatMulIntegerToFloat", given, domain=MICROSOFT, name=f"{name}_int8")
+    node.outputs[0].shape, node.outputs[0].type = layer.output.shape, layer.output.type
+    graph.insert_before(layer.node, node)
+    layer.output.replace_all_uses_with(node.outputs[0])
+
+
+def _quantize_table(graph: ir.Graph, node: ir.Node) -> None:
+    """Rows of a large table (V, D) as signed bytes times a scale for each row."""
+    table, indices = node.inputs
+    assert table is not None
+    constant = ir.convenience.get_const_tensor(table)
+    if constant is None or len(constant.shape) != 2 or int(constant.shape[0]) < LARGE_TABLE_ROWS:
+        return
+    steps, row_scales = _signed_bytes(constant.numpy(), axis=1)
+    rows = ir.node("Gather", [_constant(graph, f"{table.name}_int8", steps), indices], {"axis": 0})
+    scales = ir.node("Gather", [_constant(graph, f"{table.name}_scale", row_scales), indices], {"axis": 0})
+    floats = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT})
+    scaled = ir.node("Mul", [floats.outputs[0], scales.outputs[0]])
+    scaled.outputs[0].shape, scaled.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+    graph.insert_before(node, [rows, scales, floats, scaled])
+    node.outputs[0].replace_all_uses_with(scaled.outputs[0])
+
+
+def _signed_bytes(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """(steps of -127 to 127, scales): weight ~ steps * scales, one scale for all along `axis`."""
+    largest = np.abs(weight).max(axis, keepdims=True)
+    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    return np.rint(weight / scales).astype(np.int8), scales
+
+
+def _constant(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:
+    value = ir.val(name, const_value=ir.tensor(values, name=name))
+    graph.register_initializer(value)
+    return value
 
 
 @dataclass(frozen=True)
