@@ -4,23 +4,23 @@ How a graph is made and put into 8 bits is left to distill/export/."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
+from distill.activations import model_inputs
 from distill.checkpoint import write_folder
-from distill.data import Placement
 from distill.evaluation import latency_ms
 from distill.export.graph import export_graph
 from distill.export.metadata import write_metadata
 from distill.export.parity import Agreement, agreement, require_agreement
-from distill.export.quantization import RECIPES, Candidate, choose, quantize
+from distill.export.quantization import RECIPES, Candidate, choose, quantize, ranges
 from distill.export.runtime import OnnxModel
-from distill.training import TrainingOptions
 from pipelines.run import Run
 
 MODEL_FILE = "model.onnx"
@@ -87,10 +87,10 @@ class _Workshop:
 
     def _int8(self, graph: Path, float32: _Measured) -> dict[str, Any]:
         run, options = self.run, self.run.config.export
-        calibration = list(self._calibration(graph))
+        calibration = ranges(graph, self._calibration_rows())
         files = {name: graph.with_name(f"{name}.onnx") for name in RECIPES}
-        for name, recipe in RECIPES.items():
-            quantize(graph, recipe, calibration, files[name])
+        for name, file in files.items():
+            quantize(graph, name, calibration, file)
         measured = self._measure({"float32": graph, **files})
         candidates = [
             Candidate(name, measured[name].metrics[run.metric], measured[name].latency_ms, file.stat().st_size)
@@ -104,20 +104,18 @@ class _Workshop:
         }
         return self._keep("int8", files[best.name], measured[best.name], more)
 
-    def _calibration(self, graph: Path) -> Any:
-        """Training rows drawn at random, as the graph takes them."""
+    def _calibration_rows(self) -> Iterator[dict[str, np.ndarray]]:
+        """Training rows drawn at random, one at a time: padding is nothing a range should hold."""
         run = self.run
         features = self.rows.features["train"].shuffle(seed=run.config.seed)
-        features = features.select(range(min(run.config.export.calibration_rows, len(features))))
-        takes = OnnxModel(graph, self.model.config).takes
-        batches = self.rows.batches(features, TrainingOptions(batch_size=8), Placement())
-        assert batches.steps_per_epoch is not None
-        for (batch,) in batches.steps(0, batches.steps_per_epoch):
-            yield {name: batch[name].numpy() for name in takes}
+        for index in range(min(run.config.export.calibration_rows, len(features))):
+            batch = self.rows.collator(features[[index]], [0.0])
+            yield {name: tensor.numpy() for name, tensor in model_inputs(self.model, batch).items()}
 
     def _measure(self, files: Mapping[str, Path]) -> dict[str, _Measured]:
         """Load each back; timings go round, so that what else the machine does falls on all alike."""
-        models = {name: OnnxModel(file, self.model.config) for name, file in files.items()}
+        threads = torch.get_num_threads()
+        models = {name: OnnxModel(file, self.model.config, threads) for name, file in files.items()}
         features = self.rows.features["validation"]
         times: dict[str, list[float]] = {name: [] for name in models}
         for _ in range(ROUNDS):
@@ -139,7 +137,7 @@ class _Workshop:
         run, config = self.run, self.model.config
         folder = self.folder / name
         folder.mkdir()
-        shutil.copyfile(file, folder / MODEL_FILE)
+        file.rename(folder / MODEL_FILE)
         config.save_pretrained(folder)
         AutoTokenizer.from_pretrained(self.student).save_pretrained(folder)
         figures = {

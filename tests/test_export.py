@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from distill.checkpoint import write_folder
 from distill.config import dump_config, load_config
 from distill.export.parity import Agreement, agreement, require_agreement
-from distill.export.quantization import RECIPES, Candidate, Recipe, choose, quantize
+from distill.export.quantization import RECIPES, Candidate, choose, quantize, ranges
 from distill.settings import UserError
 from pipelines import artefacts
 from tests.builders import Outcome, finished_run, run_tinybert
@@ -151,10 +151,14 @@ def test_an_artefact_that_is_not_the_student_is_refused_and_none_is_left(run_fol
 
 
 def test_int8_that_loses_too_much_is_refused_by_how_much(run_folder: Path) -> None:
-    def constant(graph: Path, recipe: Recipe, calibration: Any, file: Path) -> None:
-        breaking(50.0)(None, None, file)
+    def wrong(graph: Path, recipe: str, calibration: Any, file: Path) -> None:
+        """Answers every row with the second label."""
+        program = onnx.load(graph)
+        bias = next(one for one in program.graph.initializer if one.name.endswith("classifier.bias"))
+        bias.CopyFrom(numpy_helper.from_array(np.array([-9, 9], dtype=np.float32), bias.name))
+        onnx.save(program, file)
 
-    with mock.patch.object(artefacts, "export_graph", breaking(0)), mock.patch.object(artefacts, "quantize", constant):
+    with mock.patch.object(artefacts, "quantize", wrong):
         outcome = run_tinybert("export", run_folder, "--to", "int8")
     assert outcome.status == 2, outcome.err
     for part in (
@@ -251,7 +255,8 @@ def test_eight_bits_are_within_the_rounding_of_eight_bits(name: str, tmp_path: P
     )
     model.graph.initializer.append(numpy_helper.from_array(weight, "W"))
     onnx.save(model, tmp_path / "float.onnx")
-    quantize(tmp_path / "float.onnx", RECIPES[name], [{"x": x[:20]}, {"x": x[20:]}], tmp_path / "int8.onnx")
+    seen = ranges(tmp_path / "float.onnx", [{"x": x[:20]}, {"x": x[20:]}])
+    quantize(tmp_path / "float.onnx", name, seen, tmp_path / "int8.onnx")
     (y,) = onnxruntime.InferenceSession(tmp_path / "int8.onnx").run(None, {"x": x})
     largest = np.abs(weight).max(0)
     bound = 32 * (1 / 255 * largest + largest / 127)

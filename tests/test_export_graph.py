@@ -113,7 +113,7 @@ def operators(file: Path) -> list[str]:
 
 def test_attention_is_one_node_a_layer_and_nothing_is_reshaped() -> None:
     found = operators(exported("bert", AutoModelForSequenceClassification, 3))
-    assert found.count("MultiHeadAttention") == found.count("Gelu") == 2
+    assert found.count("Attention") == found.count("Gelu") == 2
     assert found.count("LayerNormalization") == 1 + 2 * 2
     assert "Reshape" not in found
     assert "Softmax" not in found
@@ -125,7 +125,7 @@ def test_the_last_layer_of_a_sequence_head_computes_one_piece() -> None:
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in graph.value_info
     }
-    attention = [node for node in graph.node if node.op_type == "MultiHeadAttention"]
+    attention = [node for node in graph.node if node.op_type == "Attention"]
     assert [widths[node.output[0]][1] for node in attention] == ["length", 1]
     inner = [node for node in graph.node if node.op_type == "Gelu"]
     assert [widths[node.output[0]][1] for node in inner] == ["length", 1]
