@@ -116,8 +116,11 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """ONNX's Attention: softmax(query key' * scaling + mask) value, heads side by side in the last axis."""
     H, d = query.shape[1], query.shape[3]
+    Q, K, V = (heads.transpose(1, 2).flatten(2) for heads in (query, key, value))
     attended, *_states = torch.onnx.ops.attention(
-        *(heads.transpose(1, 2).flatten(2) for heads in (query, key, value)),
+        Q,
+        K,
+        V,
         attention_mask,
         q_num_heads=H,
         kv_num_heads=H,

@@ -49,7 +49,7 @@ class Layer:
     @property
     def input(self) -> ir.Value:
         value = self.node.inputs[0]
-        assert value is not None and value.name is not None
+        assert value is not None
         return value
 
 
@@ -164,7 +164,7 @@ def _quantize_table(graph: ir.Graph, node: ir.Node) -> None:
     table, indices = node.inputs
     assert table is not None
     constant = ir.convenience.get_const_tensor(table)
-    if constant is None or len(constant.shape) != 2 or int(constant.shape[0]) < LARGE_TABLE_ROWS:
+    if constant is None or len(constant.shape) != 2 or len(constant.numpy()) < LARGE_TABLE_ROWS:
         return
     steps, row_scales = _signed_bytes(constant.numpy(), axis=1)
     rows = ir.node("Gather", [_constant(graph, f"{table.name}_int8", steps), indices], {"axis": 0})

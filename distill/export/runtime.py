@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnxruntime
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
+
+from distill.export.session import open_session
 
 
 class OnnxModel(nn.Module):
@@ -16,7 +17,7 @@ class OnnxModel(nn.Module):
 
     Args:
         config: of the model that was exported.
-        threads: of one forward; 0 for as many as there are cores.
+        threads: of one forward.
     """
 
     device = torch.device("cpu")
@@ -24,13 +25,7 @@ class OnnxModel(nn.Module):
     def __init__(self, file: Path, config: PreTrainedConfig, threads: int = 1) -> None:
         super().__init__()
         self.config = config
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Threads that spin while they wait slow down whatever else runs.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self.session = open_session(file, threads)
         self.takes = [given.name for given in self.session.get_inputs()]
         self.gives = [given.name for given in self.session.get_outputs()]
 
