@@ -4,14 +4,14 @@ How a graph is made and put into 8 bits is left to distill/export/."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from distill.activations import model_inputs
 from distill.checkpoint import write_folder
@@ -21,6 +21,7 @@ from distill.export.metadata import write_metadata
 from distill.export.parity import Agreement, agreement, require_agreement
 from distill.export.quantization import RECIPES, Candidate, choose, quantize, ranges
 from distill.export.runtime import OnnxModel
+from pipelines.encoded import Encoded
 from pipelines.run import Run
 
 MODEL_FILE = "model.onnx"
@@ -41,9 +42,11 @@ def write_artefacts(run: Run, student: Path) -> dict[str, Any]:
         RuntimeError: a float32 artefact does not say what the student says.
     """
     figures: dict[str, Any] = {}
+    model = run.task.auto_class.from_pretrained(student)
+    options = run.config.export
 
     def fill(folder: Path) -> None:
-        figures.update(_Workshop(run, student, folder).make())
+        figures.update(Workshop(run, run.encoded, model, folder).make(options.to, options.max_int8_loss_points))
 
     shutil.rmtree(artefacts_folder(run), ignore_errors=True)  # it may be another student's
     write_folder(artefacts_folder(run), fill)
@@ -59,17 +62,16 @@ class _Measured:
     agreement: Agreement
 
 
-class _Workshop:
-    def __init__(self, run: Run, student: Path, folder: Path) -> None:
-        self.run, self.student, self.folder = run, student, folder
-        self.rows = run.encoded
-        self.model: PreTrainedModel = run.task.auto_class.from_pretrained(student)
-        self.logits = self.rows.logits(self.model, "validation")
-        self.predictions = self.rows.predictions(self.logits, "validation")
+class Workshop:
+    """Makes artefacts of `model`, which reads the pieces of `rows`, in `folder`."""
 
-    def make(self) -> dict[str, Any]:
+    def __init__(self, run: Run, rows: Encoded, model: PreTrainedModel, folder: Path) -> None:
+        self.run, self.rows, self.model, self.folder = run, rows, model, folder
+        self.logits = rows.logits(model, "validation")
+        self.predictions = rows.predictions(self.logits, "validation")
+
+    def make(self, formats: Collection[str], max_int8_loss_points: float) -> dict[str, Any]:
         """The figures of each artefact and, for int8, of each candidate."""
-        formats = self.run.config.export.to
         work = self.folder / "work"
         work.mkdir()
         graph = work / MODEL_FILE
@@ -79,14 +81,14 @@ class _Workshop:
         require_agreement("onnx", measured.agreement)
         figures: dict[str, Any] = {}
         if "int8" in formats:
-            figures["int8"] = self._int8(graph, measured)
+            figures["int8"] = self._int8(graph, measured, max_int8_loss_points)
         if "onnx" in formats:
             figures["onnx"] = self._keep("onnx", graph, measured, {})
         shutil.rmtree(work)
         return figures
 
-    def _int8(self, graph: Path, float32: _Measured) -> dict[str, Any]:
-        run, options = self.run, self.run.config.export
+    def _int8(self, graph: Path, float32: _Measured, max_loss_points: float) -> dict[str, Any]:
+        run = self.run
         calibration = ranges(graph, self._calibration_rows())
         files = {name: graph.with_name(f"{name}.onnx") for name in RECIPES}
         for name, file in files.items():
@@ -96,7 +98,7 @@ class _Workshop:
             Candidate(name, measured[name].metrics[run.metric], measured[name].latency_ms, file.stat().st_size)
             for name, file in files.items()
         ]
-        best = choose(candidates, run.metric, float32.metrics[run.metric], options.max_int8_loss_points)
+        best = choose(candidates, run.metric, float32.metrics[run.metric], max_loss_points)
         more = {
             "recipe": best.name,
             "candidates": [asdict(one) for one in candidates],
@@ -139,7 +141,7 @@ class _Workshop:
         folder.mkdir()
         file.rename(folder / MODEL_FILE)
         config.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(self.student).save_pretrained(folder)
+        self.rows.tokenizer.save_pretrained(folder)
         figures = {
             "validation": measured.metrics,
             "validation_rows": len(run.data.splits["validation"]),

@@ -118,6 +118,79 @@ def export(
     _run(folder / "config.yaml", [*(overrides or []), *asked], str(folder), ["export"], ["export"], False)
 
 
+@app.command()
+def benchmark(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="A run folder; the figures go into RUN/benchmark.json.")
+    ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a run: checkpoints, or shapes with random weights, comma-separated: a folder, a hub name, "
+            "bert-base, tinybert-4l-312, or LAYERSxWIDTHxINNERxHEADS."
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Folder of benchmark.json where --models are compared.")
+    ] = Path("benchmark"),
+    lengths: Annotated[str, typer.Option(help="Word pieces of a row, comma-separated.")] = "16,64,128",
+    batches: Annotated[str, typer.Option(help="Batches whose throughput is measured; empty for none.")] = "8,32",
+    threads: Annotated[str, typer.Option(help="Threads of a forward, comma-separated numbers, or all.")] = "1,all",
+    seconds: Annotated[
+        float, typer.Option(min=0.01, help="For each model, shape of batch and number of threads.")
+    ] = 5.0,
+) -> None:
+    """Measure latency, throughput, memory and bytes of a run's teacher and student, in every format there is.
+
+    Each model works in a process of its own, in turn with the others, so that the machine's noise falls on all alike.
+    A plot of accuracy against latency goes beside the figures of a run, RUN/benchmark.png.
+
+    Examples: tinybert benchmark runs/bbc_news
+
+    tinybert benchmark --models bert-base,tinybert-4l-312 --lengths 128 --batches "" --threads 1
+    """
+    from distill.export.options import PACKAGES, require_packages
+    from distill.settings import UserError
+
+    if (folder is None) == (models is None):
+        raise UserError("benchmark: give a run folder, or --models.")
+    require_packages("benchmark", [*PACKAGES, "matplotlib"])
+    if folder is not None:
+        _require_student(folder)
+        loaded = _load(folder / "config.yaml", [], str(folder))
+        if loaded.task is None:
+            raise UserError(f"{folder}: this run has no task, so its models have no answers to compare. Use --models.")
+    else:
+        _settle()
+
+    from distill.export.timing import all_threads
+    from pipelines import benchmark_display
+    from pipelines.benchmark import Effort, benchmark_models, benchmark_run
+
+    effort = Effort(
+        _numbers("--lengths", lengths),
+        _numbers("--batches", batches),
+        tuple(dict.fromkeys(_numbers("--threads", threads.replace("all", str(all_threads()))))),
+        seconds,
+    )
+    if not effort.lengths or not effort.threads:
+        raise UserError("benchmark: --lengths and --threads need a number each.")
+    if folder is None:
+        names = _names(models)
+        benchmark_display.show_benchmark(benchmark_models(names, effort, output))
+        print(f"figures: {output / 'benchmark.json'}")
+        return
+
+    from pipelines.run import close_run, open_run
+
+    run = open_run(loaded)
+    figures = benchmark_run(run, effort)
+    benchmark_display.show_benchmark(figures)
+    benchmark_display.plot_benchmark(figures, folder / "benchmark.png")
+    print(f"figures: {folder / 'benchmark.json'}, plot: {folder / 'benchmark.png'}")
+    close_run(run)
+
+
 def main() -> None:
     """The `tinybert` command."""
     _exit_with(app)
@@ -183,6 +256,15 @@ def _names(text: str | None) -> list[str]:
     return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
+    from distill.settings import UserError
+
+    names = _names(text)
+    if not all(name.isdecimal() and int(name) for name in names):
+        raise UserError(f"{flag}: {text!r} is not a list of positive numbers, such as 16,64,128.")
+    return tuple(int(name) for name in names)
+
+
 def _run(
     path: Path, overrides: list[str], output: str | None, stages: list[str], redo: list[str], dry_run: bool
 ) -> None:
@@ -217,20 +299,20 @@ def _run(
 
 
 def _load(path: Path, overrides: list[str], output: str | None) -> Any:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Threads that spin while they wait make a step several times slower when anything else uses a core (GNU OpenMP's
-    # default); read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _settle()
     # Imported here, so that --help answers at once.
     from distill.config import load_config
 
     config = load_config(path, overrides)
-    _quieten()
     return config if output is None else replace(config, output=output)
 
 
-def _quieten() -> None:
-    """Libraries speak where something is wrong; the run itself says what it does."""
+def _settle() -> None:
+    """Threads and messages of the libraries, before they are used."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads that spin while they wait make a step several times slower when anything else uses a core (GNU OpenMP's
+    # default); read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import datasets
     import transformers
 

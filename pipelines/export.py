@@ -40,7 +40,7 @@ class ExportStage(Stage):
                 "export.to: an artefact is checked on validation rows, and without a task there are none. Leave "
                 "export.to empty, or set task."
             )
-        require_packages()
+        require_packages("export.to")
 
     def plan(self, run: Run) -> list[Work]:
         return [Work(self.name, f"{', '.join(['safetensors', *run.config.export.to])}, read back and compared")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, PositiveInt
@@ -14,7 +15,7 @@ FORMATS = ("onnx", "int8")
 """What a student can be exported to, in the order in which it is made."""
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-"""What the extra `export` brings."""
+"""What ONNX files need; the extra `export` brings it."""
 
 
 @settings
@@ -27,11 +28,11 @@ class ExportOptions:
     """Training rows from which the ranges of static int8 are read."""
 
 
-def require_packages() -> None:
-    """Raises UserError where a package is missing that ONNX files need."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+def require_packages(asked_by: str, packages: Sequence[str] = PACKAGES) -> None:
+    """Raises UserError where a package of the extra `export` is missing."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"export.to: onnx and int8 need {', '.join(missing)}, which is not installed. Run `pip install "
-            "'tinybert-distill[export]'`, or leave export.to empty."
+            f"{asked_by} needs {', '.join(missing)}, which is not installed. Run `pip install "
+            "'tinybert-distill[export]'`."
         )

@@ -30,6 +30,8 @@ class Subject:
     path: Path
     vocabulary: int
     """Token ids are drawn below it."""
+    head: str = "AutoModelForSequenceClassification"
+    """The class of transformers that loads a folder."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def _answer(worker: Connection) -> Any:
 def _work(connection: Connection, subject: Subject, threads: int) -> None:
     """A subject's process: loads it, says so, then answers until the pipe is closed."""
     try:
-        forward = {"pytorch": _pytorch, "onnx": _onnx}[subject.format](subject.path, threads)
+        forward = {"pytorch": _pytorch, "onnx": _onnx}[subject.format](subject, threads)
         connection.send(True)
         while True:
             question = connection.recv()
@@ -137,14 +139,14 @@ def _turn(forward: Forward, subject: Subject, workload: Workload, seconds: float
     return found
 
 
-def _pytorch(folder: Path, threads: int) -> Forward:
+def _pytorch(subject: Subject, threads: int) -> Forward:
     import torch
-    from transformers import AutoModelForSequenceClassification
+    import transformers
 
     from distill.activations import model_inputs
 
     torch.set_num_threads(threads)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    model = getattr(transformers, subject.head).from_pretrained(subject.path, dtype=torch.float32).eval()
 
     def forward(ids: np.ndarray) -> object:
         pieces = torch.from_numpy(ids)
@@ -159,10 +161,10 @@ def _pytorch(folder: Path, threads: int) -> Forward:
     return forward
 
 
-def _onnx(file: Path, threads: int) -> Forward:
+def _onnx(subject: Subject, threads: int) -> Forward:
     from distill.export.session import open_session
 
-    session = open_session(file, threads)
+    session = open_session(subject.path, threads)
     takes = [given.name for given in session.get_inputs()]
 
     def forward(ids: np.ndarray) -> object:
