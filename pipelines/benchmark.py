@@ -3,7 +3,6 @@ How forwards are timed is left to distill/export/timing.py, what people see to b
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertCon
 from distill.activations import model_inputs
 from distill.checkpoint import write_json
 from distill.export.graph import export_graph
-from distill.export.quantization import RECIPES, quantize, ranges
+from distill.export.quantization import quantize, ranges
 from distill.export.runtime import OnnxModel
 from distill.export.timing import Subject, Timed, Workload, all_threads, measure
 from distill.settings import UserError
@@ -78,7 +77,12 @@ def benchmark_run(run: Run, effort: Effort) -> dict[str, Any]:
     """Teacher and student of a finished run, in PyTorch and in each format that the student was exported to.
 
     The teacher is exported to the same formats for the comparison, whatever int8 costs it, and not kept.
+
+    Raises:
+        UserError: general distillation alone: its models have no answers to compare.
     """
+    if run.config.task is None:
+        raise UserError(f"benchmark: {run.folder} has no task, so its models give no answers. Compare with --models.")
     formats = [one.name for one in sorted(artefacts_folder(run).glob("*")) if (one / MODEL_FILE).is_file()]
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -101,8 +105,7 @@ def _of_run(
 ) -> Iterable[Compared]:
     def compared(label: str, path: Path, given: Any) -> Compared:
         metrics = rows.score(rows.logits(given, "test"), "test")
-        kind = "pytorch" if label == "pytorch" else "onnx"
-        subject = Subject(f"{name} {label}", kind, path, model.config.vocab_size, run.task.auto_class.__name__)
+        subject = Subject(f"{name} {label}", path, model.config.vocab_size, run.task.auto_class.__name__)
         return Compared(subject, name, label, metrics=metrics)
 
     yield compared("pytorch", saved, model)
@@ -119,45 +122,45 @@ def benchmark_models(names: Sequence[str], effort: Effort, folder: Path) -> dict
     Raises:
         UserError: a name that is neither a checkpoint nor a shape, or a length for which a model has no positions.
     """
-    configs = {name: _config(name, max(effort.lengths)) for name in names}
+    for name in names:
+        _require_model(name, max(effort.lengths))
     with TemporaryDirectory() as scratch:
-        compared = []
-        for name, config in configs.items():
-            target = Path(scratch) / name.replace(os.sep, "_")
-            compared += _of_model(name, config, target)
+        compared: list[Compared] = []
+        for index, name in enumerate(names):
+            compared += _of_model(name, Path(scratch) / str(index))
         figures = _benchmark(compared, effort, None)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / FILE, figures)
     return figures
 
 
-def _config(name: str, length: int) -> PreTrainedConfig | None:
-    """The config of a shape; None for a checkpoint."""
-    shape = SHAPES.get(name, name)
-    if re.fullmatch(r"\d+x\d+x\d+x\d+", shape):
-        layers, width, inner, heads = map(int, shape.split("x"))
-        if 0 in (layers, width, inner, heads) or width % heads:
-            raise UserError(f"--models: {name}: the width must be a multiple of the heads, and no number 0.")
-        config = BertConfig(
-            num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, num_attention_heads=heads
-        )
-        own = None
-    else:
-        try:
-            config = own = AutoConfig.from_pretrained(resolve(name))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"--models: {name} is no checkpoint that can be opened and no shape. Give a folder or hub name, one "
-                f"of {', '.join(SHAPES)}, or LAYERSxWIDTHxINNERxHEADS, for instance 4x312x1200x12."
-            ) from error
+def _shape(name: str) -> PreTrainedConfig | None:
+    """The config of a shape; None for what is no shape."""
+    numbers = re.fullmatch(r"(\d+)x(\d+)x(\d+)x(\d+)", SHAPES.get(name, name))
+    if numbers is None:
+        return None
+    layers, width, inner, heads = map(int, numbers.groups())
+    if 0 in (layers, width, inner, heads) or width % heads:
+        raise UserError(f"--models: {name}: the width must be a multiple of the heads, and no number 0.")
+    return BertConfig(num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, num_attention_heads=heads)
+
+
+def _require_model(name: str, length: int) -> None:
+    """Raises UserError for what is no model, and for lengths that it has no positions for."""
+    try:
+        config = _shape(name) or AutoConfig.from_pretrained(resolve(name))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--models: {name} is no checkpoint that can be opened and no shape. Give a folder or hub name, one of "
+            f"{', '.join(SHAPES)}, or LAYERSxWIDTHxINNERxHEADS, for instance 4x312x1200x12."
+        ) from error
     if length > getattr(config, "max_position_embeddings", length):
         raise UserError(f"--lengths: {name} has positions for {config.max_position_embeddings} pieces, not {length}.")
-    return None if own is not None else config
 
 
-def _of_model(name: str, shape: PreTrainedConfig | None, folder: Path) -> Iterable[Compared]:
+def _of_model(name: str, folder: Path) -> Iterable[Compared]:
     torch.manual_seed(0)
-    auto_class = AutoModelForSequenceClassification
+    auto_class, shape = AutoModelForSequenceClassification, _shape(name)
     model = auto_class.from_pretrained(resolve(name)) if shape is None else auto_class.from_config(shape)
     model = model.float().eval()
     model.save_pretrained(folder)
@@ -171,9 +174,9 @@ def _of_model(name: str, shape: PreTrainedConfig | None, folder: Path) -> Iterab
         files[f"int8 {recipe}"] = folder / f"{recipe}.onnx"
         quantize(folder / MODEL_FILE, recipe, seen, files[f"int8 {recipe}"])
     vocabulary = model.config.vocab_size
-    yield Compared(Subject(f"{name} pytorch", "pytorch", folder, vocabulary), name, "pytorch", shape is not None)
+    yield Compared(Subject(f"{name} pytorch", folder, vocabulary), name, "pytorch", shape is not None)
     for label, file in files.items():
-        yield Compared(Subject(f"{name} {label}", "onnx", file, vocabulary), name, label, shape is not None)
+        yield Compared(Subject(f"{name} {label}", file, vocabulary), name, label, shape is not None)
 
 
 def _benchmark(compared: Sequence[Compared], effort: Effort, metric: str | None) -> dict[str, Any]:

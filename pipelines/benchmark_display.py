@@ -13,38 +13,52 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def show_benchmark(figures: Mapping[str, Any]) -> None:
-    """One table for each number of threads; x is how often the first model's time at the greatest length it beats."""
-    console = Console(soft_wrap=True)
+    """Sizes, then a table of times for each number of threads."""
+    console = Console(soft_wrap=True, highlight=False)
     models: Sequence[Mapping[str, Any]] = figures["models"]
     console.print(f"{figures['machine']['cpu']}, {figures['machine']['cores']} cores; {figures['inputs']}")
     if any(model["random_weights"] for model in models):
         console.print("Some weights are random: time, memory and bytes are real, answers are not.")
+    console.print(_sizes(models, figures["metric"]))
     for threads in dict.fromkeys(entry["threads"] for entry in models[0]["latency"]):
-        console.print(_table(models, threads, figures["metric"]))
+        console.print(_times(models, threads))
 
 
-def _table(models: Sequence[Mapping[str, Any]], threads: int, metric: str | None) -> Table:
+def _sizes(models: Sequence[Mapping[str, Any]], metric: str | None) -> Table:
+    """The file, the most memory of a process that answers alone, and what the answers are worth."""
+    table = _table("sizes", ["MB", "peak MB", *([f"test {metric}"] if metric else [])])
+    for model in models:
+        cells = [f"{model['bytes'] / 1e6:.1f}", f"{model['peak_bytes'] / 1e6:.0f}"]
+        table.add_row(model["name"], *cells, *([f"{model['test'][metric]:.4f}"] if metric else []))
+    return table
+
+
+def _times(models: Sequence[Mapping[str, Any]], threads: int) -> Table:
+    """Latency at batch 1; how often the first model's p50 it goes into; throughput at greater batches."""
+
     def of(model: Mapping[str, Any], kind: str) -> list[Mapping[str, Any]]:
         return [entry for entry in model[kind] if entry["threads"] == threads]
 
-    table = Table(title=f"{threads} thread{'s' if threads > 1 else ''}", title_justify="left")
-    table.add_column("model")
-    heads = ["MB", "peak MB", *([f"test {metric}"] if metric else [])]
-    heads += [f"ms at {entry['length']}: p50 p95 p99" for entry in of(models[0], "latency")]
-    heads += ["x"]
-    heads += [f"rows/s {entry['batch']}x{entry['length']}" for entry in of(models[0], "throughput")]
+    batches = list(dict.fromkeys(entry["batch"] for entry in of(models[0], "throughput")))
+    heads = ["pieces", "p50 ms", "p95 ms", "p99 ms", "x", *(f"rows/s at {batch}" for batch in batches)]
+    table = _table(f"{threads} thread{'s' if threads > 1 else ''}", heads)
+    for model in models:
+        for slowest, entry in zip(of(models[0], "latency"), of(model, "latency"), strict=True):
+            cells = [f"{entry['length']}", *(f"{entry[name]:.2f}" for name in ("p50_ms", "p95_ms", "p99_ms"))]
+            cells += [f"{slowest['p50_ms'] / entry['p50_ms']:.1f}"]
+            cells += [
+                f"{one['rows_per_second']:.0f}" for one in of(model, "throughput") if one["length"] == entry["length"]
+            ]
+            table.add_row(model["name"], *cells)
+        table.add_section()
+    return table
+
+
+def _table(title: str, heads: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("model", no_wrap=True)
     for head in heads:
         table.add_column(head, justify="right")
-    slowest = of(models[0], "latency")[-1]["p50_ms"]
-    for model in models:
-        cells = [f"{model['bytes'] / 1e6:.1f}", f"{model['peak_bytes'] / 1e6:.0f}"]
-        cells += [f"{model['test'][metric]:.4f}"] if metric else []
-        cells += [
-            f"{entry['p50_ms']:.2f} {entry['p95_ms']:.2f} {entry['p99_ms']:.2f}" for entry in of(model, "latency")
-        ]
-        cells += [f"{slowest / of(model, 'latency')[-1]['p50_ms']:.1f}"]
-        cells += [f"{entry['rows_per_second']:.0f}" for entry in of(model, "throughput")]
-        table.add_row(model["name"], *cells)
     return table
 
 

@@ -130,9 +130,9 @@ def benchmark(
             "bert-base, tinybert-4l-312, or LAYERSxWIDTHxINNERxHEADS."
         ),
     ] = None,
-    output: Annotated[
-        Path, typer.Option(help="Folder of benchmark.json where --models are compared.")
-    ] = Path("benchmark"),
+    output: Annotated[Path, typer.Option(help="Folder of benchmark.json where --models are compared.")] = Path(
+        "benchmark"
+    ),
     lengths: Annotated[str, typer.Option(help="Word pieces of a row, comma-separated.")] = "16,64,128",
     batches: Annotated[str, typer.Option(help="Batches whose throughput is measured; empty for none.")] = "8,32",
     threads: Annotated[str, typer.Option(help="Threads of a forward, comma-separated numbers, or all.")] = "1,all",
@@ -155,13 +155,7 @@ def benchmark(
     if (folder is None) == (models is None):
         raise UserError("benchmark: give a run folder, or --models.")
     require_packages("benchmark", [*PACKAGES, "matplotlib"])
-    if folder is not None:
-        _require_student(folder)
-        loaded = _load(folder / "config.yaml", [], str(folder))
-        if loaded.task is None:
-            raise UserError(f"{folder}: this run has no task, so its models have no answers to compare. Use --models.")
-    else:
-        _settle()
+    _settle()
 
     from distill.export.timing import all_threads
     from pipelines import benchmark_display
@@ -176,14 +170,14 @@ def benchmark(
     if not effort.lengths or not effort.threads:
         raise UserError("benchmark: --lengths and --threads need a number each.")
     if folder is None:
-        names = _names(models)
-        benchmark_display.show_benchmark(benchmark_models(names, effort, output))
+        benchmark_display.show_benchmark(benchmark_models(_names(models), effort, output))
         print(f"figures: {output / 'benchmark.json'}")
         return
 
     from pipelines.run import close_run, open_run
 
-    run = open_run(loaded)
+    _require_student(folder)
+    run = open_run(_load(folder / "config.yaml", [], str(folder)))
     figures = benchmark_run(run, effort)
     benchmark_display.show_benchmark(figures)
     benchmark_display.plot_benchmark(figures, folder / "benchmark.png")

@@ -1,4 +1,5 @@
-"""A session of ONNX Runtime as this project opens it. No torch in here: a process that only answers need not load it."""
+"""A session of ONNX Runtime as this project opens it.
+No torch in here: a process that only answers need not load it."""
 
 from __future__ import annotations
 

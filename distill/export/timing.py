@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +26,6 @@ class Subject:
     """A model on disk: a folder of transformers', or an ONNX file."""
 
     name: str
-    format: Literal["pytorch", "onnx"]
     path: Path
     vocabulary: int
     """Token ids are drawn below it."""
@@ -70,9 +69,7 @@ def measure(
             for workload in workloads:
                 for worker, timed in zip(workers, found, strict=True):
                     timed.seconds[workload].extend(_ask(worker, (workload, seconds / rounds)))
-        return [
-            Timed(timed.seconds, _ask(worker, None)) for worker, timed in zip(workers, found, strict=True)
-        ]
+        return [Timed(timed.seconds, _ask(worker, None)) for worker, timed in zip(workers, found, strict=True)]
 
 
 @contextmanager
@@ -111,7 +108,7 @@ def _answer(worker: Connection) -> Any:
 def _work(connection: Connection, subject: Subject, threads: int) -> None:
     """A subject's process: loads it, says so, then answers until the pipe is closed."""
     try:
-        forward = {"pytorch": _pytorch, "onnx": _onnx}[subject.format](subject, threads)
+        forward = (_onnx if subject.path.is_file() else _pytorch)(subject, threads)
         connection.send(True)
         while True:
             question = connection.recv()
