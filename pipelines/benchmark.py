@@ -24,7 +24,7 @@ from distill.export.quantization import quantize, ranges
 from distill.export.runtime import OnnxModel
 from distill.export.timing import Subject, Timed, Workload, all_threads, measure
 from distill.settings import UserError
-from distill.teachers import resolve
+from distill.teachers import positions, resolve
 from pipelines.artefacts import MODEL_FILE, Workshop, artefacts_folder
 from pipelines.encoded import Encoded
 from pipelines.run import Run
@@ -83,6 +83,9 @@ def benchmark_run(run: Run, effort: Effort) -> dict[str, Any]:
     """
     if run.config.task is None:
         raise UserError(f"benchmark: {run.folder} has no task, so its models give no answers. Compare with --models.")
+    longest = max(effort.lengths)
+    for who, config in (("teacher", run.checkpoint.config), ("student", run.student_config())):
+        _require_positions(who, config, longest)
     formats = [one.name for one in sorted(artefacts_folder(run).glob("*")) if (one / MODEL_FILE).is_file()]
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -154,8 +157,13 @@ def _require_model(name: str, length: int) -> None:
             f"--models: {name} is no checkpoint that can be opened and no shape. Give a folder or hub name, one of "
             f"{', '.join(SHAPES)}, or LAYERSxWIDTHxINNERxHEADS, for instance 4x312x1200x12."
         ) from error
-    if length > getattr(config, "max_position_embeddings", length):
-        raise UserError(f"--lengths: {name} has positions for {config.max_position_embeddings} pieces, not {length}.")
+    _require_positions(name, config, length)
+
+
+def _require_positions(name: str, config: PreTrainedConfig, length: int) -> None:
+    most = positions(config)
+    if most is not None and length > most:
+        raise UserError(f"--lengths: {name} has positions for {most} pieces, not for {length}. Give shorter ones.")
 
 
 def _of_model(name: str, folder: Path) -> Iterable[Compared]:

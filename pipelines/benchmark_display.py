@@ -50,7 +50,6 @@ def _times(models: Sequence[Mapping[str, Any]], threads: int) -> Table:
                 f"{one['rows_per_second']:.0f}" for one in of(model, "throughput") if one["length"] == entry["length"]
             ]
             table.add_row(model["name"], *cells)
-        table.add_section()
     return table
 
 

@@ -101,7 +101,7 @@ def _ask(worker: Connection, question: Any) -> Any:
 def _answer(worker: Connection) -> Any:
     answer = worker.recv()
     if isinstance(answer, str):
-        raise RuntimeError(f"a measured model failed: {answer}")
+        raise RuntimeError(answer)
     return answer
 
 
@@ -118,7 +118,7 @@ def _work(connection: Connection, subject: Subject, threads: int) -> None:
     except Exception:
         import traceback
 
-        connection.send(traceback.format_exc())
+        connection.send(f"{subject.name}: {traceback.format_exc()}")
 
 
 Forward = Callable[[np.ndarray], object]
