@@ -23,8 +23,9 @@ from distill.export.graph import export_graph
 from distill.export.quantization import quantize, ranges
 from distill.export.runtime import OnnxModel
 from distill.export.timing import Subject, Timed, Workload, all_threads, measure
+from distill.families import positions
 from distill.settings import UserError
-from distill.teachers import positions, resolve
+from distill.teachers import resolve
 from pipelines.artefacts import MODEL_FILE, Workshop, artefacts_folder
 from pipelines.encoded import Encoded
 from pipelines.run import Run

@@ -118,4 +118,3 @@ def test_a_run_is_refused_lengths_that_it_has_no_positions_for(tmp_path: Path) -
     outcome = run_tinybert("benchmark", copy_run(tmp_path), "--lengths", "5000")
     assert outcome.status == 2, outcome.err
     assert "--lengths: teacher has positions for" in outcome.err
-

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from distill.checkpoint import write_folder
 from distill.config import dump_config, load_config
 from distill.export.parity import Agreement, agreement, require_agreement
-from distill.export.quantization import RECIPES, Candidate, choose, quantize, ranges
+from distill.export.quantization import LARGE_TABLE_ROWS, RECIPES, Candidate, choose, quantize, ranges
 from distill.settings import UserError
 from pipelines import artefacts
 from tests.builders import Outcome, finished_run, run_tinybert
@@ -259,6 +259,24 @@ def test_eight_bits_are_within_the_rounding_of_eight_bits(name: str, tmp_path: P
     bound = 32 * (1 / 255 * largest + largest / 127)
     assert np.all(np.abs(y - x @ weight) <= bound)
     assert (tmp_path / "int8.onnx").read_bytes().find(weight.tobytes()) == -1, "the weights are stored in 8 bits"
+
+
+def test_each_word_has_a_scale_of_its_own(tmp_path: Path) -> None:
+    """Half a step of the row's own largest value, however large another row is."""
+    table = np.random.default_rng(0).normal(size=(LARGE_TABLE_ROWS, 8)).astype(np.float32)
+    table *= np.geomspace(1e-3, 1e3, len(table), dtype=np.float32)[:, None]
+    table[7] = 0
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]> g (int64[N, T] ids) => (float[N, T, 8] y) {y = Gather(E, ids)}'
+    )
+    model.graph.initializer.append(numpy_helper.from_array(table, "E"))
+    onnx.save(model, tmp_path / "float.onnx")
+    quantize(tmp_path / "float.onnx", "dynamic", {}, tmp_path / "int8.onnx")
+    ids = np.arange(LARGE_TABLE_ROWS).reshape(4, -1)
+    (y,) = onnxruntime.InferenceSession(tmp_path / "int8.onnx").run(None, {"ids": ids})
+    error = np.abs(y.reshape(table.shape) - table).max(1)
+    assert np.all(error <= np.abs(table).max(1) / 254 * 1.001)
+    assert (tmp_path / "int8.onnx").stat().st_size < table.nbytes / 2
 
 
 # Agreement

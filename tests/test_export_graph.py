@@ -200,3 +200,13 @@ def test_a_reshape_that_changes_the_shape_stays() -> None:
     for one, other in zip(run(before, x), run(after, x), strict=True):
         np.testing.assert_array_equal(other, one)
     assert next(node for node in after.graph.node if node.op_type == "Identity").input[0] == "x"
+
+
+def test_sums_are_not_joined_with_layer_norms_on_loading(tmp_path: Path) -> None:
+    """SkipLayerNormalization is slow on a CPU; a session with default options is what a server opens."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    onnxruntime.InferenceSession(exported("bert", AutoModelForSequenceClassification, 3), options)
+    found = operators(tmp_path / "loaded.onnx")
+    assert found.count("LayerNormalization") == 1 + 2 * 2
+    assert not [name for name in found if name.startswith("Skip")]
