@@ -267,7 +267,8 @@ def test_each_word_has_a_scale_of_its_own(tmp_path: Path) -> None:
     table *= np.geomspace(1e-3, 1e3, len(table), dtype=np.float32)[:, None]
     table[7] = 0
     model = onnx.parser.parse_model(
-        '<ir_version: 8, opset_import: ["": 18]> g (int64[N, T] ids) => (float[N, T, 8] y) {y = Gather(E, ids)}'
+        '<ir_version: 8, opset_import: ["": 18]> g (int64[N, T] ids) => (float[N, T, 8] y) '
+        "{h = Gather(E, ids) y = Identity(h)}"
     )
     model.graph.initializer.append(numpy_helper.from_array(table, "E"))
     onnx.save(model, tmp_path / "float.onnx")
