@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertCon
 from distill.activations import model_inputs
 from distill.checkpoint import write_json
 from distill.export.graph import export_graph
+from distill.export.options import FORMATS
 from distill.export.quantization import quantize, ranges
 from distill.export.runtime import OnnxModel
 from distill.export.timing import Subject, Timed, Workload, all_threads, measure
@@ -87,7 +88,7 @@ def benchmark_run(run: Run, effort: Effort) -> dict[str, Any]:
     longest = max(effort.lengths)
     for who, config in (("teacher", run.checkpoint.config), ("student", run.student_config())):
         _require_positions(who, config, longest)
-    formats = [one.name for one in sorted(artefacts_folder(run).glob("*")) if (one / MODEL_FILE).is_file()]
+    formats = [name for name in FORMATS if (artefacts_folder(run) / name / MODEL_FILE).is_file()]
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         teacher = run.load_task_teacher().cpu()

@@ -41,7 +41,7 @@ def _times(models: Sequence[Mapping[str, Any]], threads: int) -> Table:
 
     batches = list(dict.fromkeys(entry["batch"] for entry in of(models[0], "throughput")))
     heads = ["pieces", "p50 ms", "p95 ms", "p99 ms", "x", *(f"rows/s at {batch}" for batch in batches)]
-    table = _table(f"{threads} thread{'s' if threads > 1 else ''}", heads)
+    table = _table(_threads(threads), heads)
     for model in models:
         for slowest, entry in zip(of(models[0], "latency"), of(model, "latency"), strict=True):
             cells = [f"{entry['length']}", *(f"{entry[name]:.2f}" for name in ("p50_ms", "p95_ms", "p99_ms"))]
@@ -53,6 +53,10 @@ def _times(models: Sequence[Mapping[str, Any]], threads: int) -> Table:
     return table
 
 
+def _threads(number: int) -> str:
+    return f"{number} thread{'s' if number > 1 else ''}"
+
+
 def _table(title: str, heads: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("model", no_wrap=True)
@@ -62,16 +66,19 @@ def _table(title: str, heads: Sequence[str]) -> Table:
 
 
 def plot_benchmark(figures: Mapping[str, Any], file: Path) -> None:
-    """The deciding metric on the test rows over p50 latency at batch 1, one thread, the greatest length."""
+    """The deciding metric on the test rows over p50 latency at batch 1, the fewest threads, the greatest length."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    entries = [[entry for entry in model["latency"] if entry["threads"] == 1][-1] for model in figures["models"]]
+    entries = [
+        min(model["latency"], key=lambda entry: (entry["threads"], -entry["length"])) for model in figures["models"]
+    ]
     for index, (model, entry) in enumerate(zip(figures["models"], entries, strict=True)):
         axes.plot(entry["p50_ms"], model["test"][figures["metric"]], MARKERS[index % len(MARKERS)], label=model["name"])
     axes.set_xscale("log")
-    axes.set_xlabel(f"milliseconds for one row of {entries[0]['length']} pieces, one thread (log scale)")
+    length, threads = entries[0]["length"], entries[0]["threads"]
+    axes.set_xlabel(f"milliseconds for one row of {length} pieces, {_threads(threads)} (log scale)")
     axes.set_ylabel(f"test {figures['metric']}")
     axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend()

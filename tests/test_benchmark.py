@@ -29,7 +29,7 @@ def of_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
 
 def test_teacher_and_student_are_measured_in_every_format(of_run: tuple[Path, dict[str, Any], str]) -> None:
     _, figures, out = of_run
-    formats = ("pytorch", "int8", "onnx")
+    formats = ("pytorch", "onnx", "int8")
     assert [one["name"] for one in figures["models"]] == [
         f"{who} {kind}" for who in ("teacher", "student") for kind in formats
     ]
