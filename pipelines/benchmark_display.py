@@ -14,9 +14,12 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 def show_benchmark(figures: Mapping[str, Any]) -> None:
     """Sizes, then a table of times for each number of threads."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console()
+    console = console if console.is_terminal else Console(width=110)
     models: Sequence[Mapping[str, Any]] = figures["models"]
-    console.print(f"{figures['machine']['cpu']}, {figures['machine']['cores']} cores; {figures['inputs']}")
+    console.print(
+        f"{figures['machine']['cpu']}, {figures['machine']['cores']} cores; {figures['inputs']}", highlight=False
+    )
     if any(model["random_weights"] for model in models):
         console.print("Some weights are random: time, memory and bytes are real, answers are not.")
     console.print(_sizes(models, figures["metric"]))
