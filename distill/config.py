@@ -16,6 +16,7 @@ from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 from distill.augmentation import AugmentOptions
 from distill.augmentation.adaptation import MaskedLMTraining
 from distill.data import DataOptions, SourceOptions
+from distill.export.options import ExportOptions
 from distill.layer_map import LayerMapOptions
 from distill.losses import GeneralLosses, TaskLosses
 from distill.presets import under_preset
@@ -142,6 +143,7 @@ class Config:
     task: TaskOptions | None = dataclasses.field(default_factory=TaskOptions)
     """Task distillation; null for general distillation alone."""
     evaluate: EvaluateOptions = dataclasses.field(default_factory=EvaluateOptions)
+    export: ExportOptions = dataclasses.field(default_factory=ExportOptions)
     runtime: RuntimeOptions = dataclasses.field(default_factory=RuntimeOptions)
     tracking: list[str] = dataclasses.field(default_factory=list)
     """Trackers beside metrics.jsonl: wandb, tensorboard, ..."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 import traceback
@@ -30,6 +31,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Settings that replace the file's, for instance seed=1."),
 ]
+
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for instance runs/bbc_news.")]
 
 
 @app.command()
@@ -90,15 +94,101 @@ def doctor(
 
 
 @app.command()
-def evaluate(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+def evaluate(folder: RunArgument) -> None:
     """Evaluate a run's teacher and students again, on its config's test rows."""
     _run(folder / "config.yaml", [], str(folder), ["evaluate"], ["evaluate"], False)
 
 
 @app.command()
-def export(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Write a run's student folder again and check it."""
-    _run(folder / "config.yaml", [], str(folder), ["export"], ["export"], False)
+def export(
+    folder: RunArgument,
+    overrides: Overrides = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="Formats beside the safetensors, comma-separated: onnx, int8. Without it what export.to of the run's "
+            "config says."
+        ),
+    ] = None,
+) -> None:
+    """Write a run's student folder again and check it; with --to also ONNX and int8, in RUN/artefacts.
+
+    Each artefact is read back and run over the validation split: float32 ONNX must agree with the student in every
+    logit to 1e-4 and in every prediction; int8 is tried dynamically and statically, and the fastest way that loses at
+    most export.max_int8_loss_points of the deciding figure is kept. Where one fails, none is written.
+
+    Example: tinybert export runs/bbc_news --to onnx,int8
+    """
+    _require_student(folder)
+    asked = [] if to is None else [f"export.to={json.dumps(_formats(to))}"]
+    _run(folder / "config.yaml", [*(overrides or []), *asked], str(folder), ["export"], ["export"], False)
+
+
+@app.command()
+def benchmark(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="A run folder; the figures go into RUN/benchmark.json.")
+    ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a run: checkpoints, or shapes with random weights, comma-separated: a folder, a hub name, "
+            "bert-base, tinybert-4l-312, or LAYERSxWIDTHxINNERxHEADS."
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder of benchmark.json where --models are compared.")] = Path(
+        "benchmark"
+    ),
+    lengths: Annotated[str, typer.Option(help="Word pieces of a row, comma-separated.")] = "16,64,128",
+    batches: Annotated[str, typer.Option(help="Batches whose throughput is measured; empty for none.")] = "8,32",
+    threads: Annotated[str, typer.Option(help="Threads of a forward, comma-separated numbers, or all.")] = "1,all",
+    seconds: Annotated[
+        float, typer.Option(min=0.01, help="For each model, shape of batch and number of threads.")
+    ] = 5.0,
+) -> None:
+    """Measure latency, throughput, memory and bytes of a run's teacher and student, in every format there is.
+
+    Each model works in a process of its own, in turn with the others, so that the machine's noise falls on all alike.
+    A plot of accuracy against latency goes beside the figures of a run, RUN/benchmark.png.
+
+    Examples: tinybert benchmark runs/bbc_news
+
+    tinybert benchmark --models bert-base,tinybert-4l-312 --lengths 128 --batches "" --threads 1
+    """
+    from distill.export.options import PACKAGES, require_packages
+    from distill.settings import UserError
+
+    if (folder is None) == (models is None):
+        raise UserError("benchmark: give a run folder, or --models.")
+    require_packages("benchmark", [*PACKAGES, "matplotlib"])
+    _settle()
+
+    from distill.export.timing import all_threads
+    from pipelines import benchmark_display
+    from pipelines.benchmark import Effort, benchmark_models, benchmark_run
+
+    effort = Effort(
+        _numbers("--lengths", lengths),
+        _numbers("--batches", batches),
+        tuple(dict.fromkeys(_numbers("--threads", threads.replace("all", str(all_threads()))))),
+        seconds,
+    )
+    if not effort.lengths or not effort.threads:
+        raise UserError("benchmark: --lengths and --threads need a number each.")
+    if folder is None:
+        benchmark_display.show_benchmark(benchmark_models(_names(models), effort, output))
+        print(f"figures: {output / 'benchmark.json'}")
+        return
+
+    from pipelines.run import close_run, open_run
+
+    _require_student(folder)
+    run = open_run(_load(folder / "config.yaml", [], str(folder)))
+    figures = benchmark_run(run, effort)
+    benchmark_display.show_benchmark(figures)
+    benchmark_display.plot_benchmark(figures, folder / "benchmark.png")
+    print(f"figures: {folder / 'benchmark.json'}, plot: {folder / 'benchmark.png'}")
+    close_run(run)
 
 
 def main() -> None:
@@ -158,8 +248,42 @@ def _refused_write(error: BaseException | None) -> OSError | None:
     return None
 
 
+def _formats(text: str) -> list[str]:
+    from distill.export.options import FORMATS
+    from distill.settings import UserError
+
+    names = list(dict.fromkeys(_names(text)))
+    for name in names:
+        if name not in FORMATS:
+            raise UserError(f"--to: {name!r} is no format; the formats are {', '.join(FORMATS)}.")
+    return names
+
+
+def _require_student(folder: Path) -> None:
+    """Raises UserError where a folder is no run's, or its student is not finished."""
+    from distill.settings import UserError
+
+    if not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"{folder}: this is no run folder (no config.yaml in it). Give the folder a run was written to."
+        )
+    if not any((folder / stage / "result.json").is_file() for stage in ("task", "general")):
+        raise UserError(
+            f"{folder}: this run has no student yet. Finish it first: tinybert run {folder / 'config.yaml'}"
+        )
+
+
 def _names(text: str | None) -> list[str]:
     return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
+    from distill.settings import UserError
+
+    names = _names(text)
+    if not all(name.isdecimal() and int(name) for name in names):
+        raise UserError(f"{flag}: {text!r} is not a list of positive numbers, such as 16,64,128.")
+    return tuple(int(name) for name in names)
 
 
 def _run(
@@ -198,20 +322,20 @@ def _run(
 
 
 def _load(path: Path, overrides: list[str], output: str | None) -> Any:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Threads that spin while they wait make a step several times slower when anything else uses a core (GNU OpenMP's
-    # default); read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _settle()
     # Imported here, so that --help answers at once.
     from distill.config import load_config
 
     config = load_config(path, overrides)
-    _quieten()
     return config if output is None else replace(config, output=output)
 
 
-def _quieten() -> None:
-    """Libraries speak where something is wrong; the run itself says what it does."""
+def _settle() -> None:
+    """Threads and messages of the libraries, before they are used."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads that spin while they wait make a step several times slower when anything else uses a core (GNU OpenMP's
+    # default); read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import datasets
     import transformers
 

@@ -3,15 +3,17 @@ Teacher and student share one of these, unless student.tokenizer has another voc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.data import Batches, Collator, Placement, tokenize
-from distill.evaluation import evaluate_model
+from distill.evaluation import evaluate_model, predict_share, score
 from distill.training import TrainingOptions, Validation
 
 if TYPE_CHECKING:
@@ -49,6 +51,20 @@ class Encoded:
     def validation(self, model: PreTrainedModel) -> Validation:
         """Chooses weights by the task's deciding figure on the validation split."""
         return Validation(lambda: self.figures(model, "validation"), self.run.metric, higher_is_better=True)
+
+    def logits(self, model: PreTrainedModel, split: str) -> list[np.ndarray]:
+        """Of every row of a split, found by this process alone."""
+        batch_size = self.run.config.evaluate.batch_size
+        found = predict_share(model, self.features[split], self.collator, batch_size, Placement())
+        return [row for _, row in sorted(found, key=lambda pair: pair[0])]
+
+    def score(self, logits: Sequence[np.ndarray], split: str) -> dict[str, float]:
+        """The task's figures of given logits."""
+        return score(logits, self.features[split], self.run.data.splits[split], self.run.task, self.run.data.names)
+
+    def predictions(self, logits: Sequence[np.ndarray], split: str) -> list[Any]:
+        """What given logits say of each row."""
+        return self.run.task.decode(logits, self.features[split], self.run.data.splits[split], self.run.data.names)[0]
 
     def figures(self, model: PreTrainedModel, split: str) -> dict[str, float]:
         """The task's figures of a model on a split: validation chooses weights, test is reported."""

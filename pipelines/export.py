@@ -1,4 +1,4 @@
-"""Stage export: the deployable student, checked after reading it back."""
+"""Stage export: the deployable student, checked after reading it back; ONNX and int8 are left to artefacts.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from distill.activations import model_inputs, read_logits
 from distill.checkpoint import write_folder
-from distill.config import Config
+from distill.config import Config, to_plain
+from distill.export.options import require_packages
+from distill.settings import UserError
 from pipelines import general, task
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
@@ -25,10 +27,23 @@ class ExportStage(Stage):
         return config.task is not None or config.general is not None
 
     def depends_on(self, run: Run) -> Mapping[str, Any]:
-        return {"task": run.config.task is not None}
+        options = run.config.export
+        # Only where there are artefacts: a run that has none need not know of them.
+        artefacts = {"export": to_plain(options), "task.metric": run.metric} if options.to else {}
+        return {"task": run.config.task is not None, **artefacts}
+
+    def check(self, run: Run) -> None:
+        if not run.config.export.to:
+            return
+        if run.config.task is None:
+            raise UserError(
+                "export.to: an artefact is checked on validation rows, and without a task there are none. Leave "
+                "export.to empty, or set task."
+            )
+        require_packages("export.to")
 
     def plan(self, run: Run) -> list[Work]:
-        return [Work(self.name, "safetensors, read back and compared")]
+        return [Work(self.name, f"{', '.join(['safetensors', *run.config.export.to])}, read back and compared")]
 
     def run(self, run: Run) -> dict[str, Any]:
         source = task.student_folder(run) if run.config.task is not None else general.student_folder(run)
@@ -46,7 +61,14 @@ class ExportStage(Stage):
             write_folder(target, save)
         run.accelerator.wait_for_everyone()
         files = sorted(target.iterdir())
-        return {"files": [file.name for file in files], "bytes": sum(file.stat().st_size for file in files)}
+        figures = {"files": [file.name for file in files], "bytes": sum(file.stat().st_size for file in files)}
+        if run.is_main and run.config.export.to:
+            # Imported where it is asked for: without the extra `export` there is no ONNX to import.
+            from pipelines.artefacts import write_artefacts
+
+            figures["artefacts"] = write_artefacts(run, target)
+        run.accelerator.wait_for_everyone()
+        return figures
 
     def _require_equal(self, run: Run, model: PreTrainedModel, read_back: PreTrainedModel) -> None:
         text = run.tokenizer("The student that is read back says the same.", return_tensors="pt")
