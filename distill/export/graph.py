@@ -21,8 +21,11 @@ from distill.export.passes import drop_reshapes, keep_first_piece, keep_sums_apa
 ONE_NODE = "onnx_one_node"
 """The name under which attention as one node is registered; never written to a saved config."""
 
-OPSET = 23
-"""The first with Attention."""
+ATTENTION_OPSET = 23
+"""The first with Attention; of its RotaryEmbedding, as torch writes it, ONNX Runtime 1.32 takes one row alone."""
+
+OPSET = 20
+"""The first with Gelu; for families that are exported as torch takes them apart."""
 
 FAMILIES_IN_ONE_NODE = frozenset(
     {"bert", "roberta", "xlm-roberta", "camembert", "electra", "ernie", "distilbert", "albert"}
@@ -47,7 +50,8 @@ def export_graph(model: PreTrainedModel, batch: Mapping[str, Tensor], file: Path
     head = _Head(model)
     outputs = head.outputs(inputs)
     before = model.config._attn_implementation
-    if model.config.model_type in FAMILIES_IN_ONE_NODE:
+    in_one_node = model.config.model_type in FAMILIES_IN_ONE_NODE
+    if in_one_node:
         model.set_attn_implementation(ONE_NODE)
     try:
         with warnings.catch_warnings(), _quiet("torch.onnx"):
@@ -56,7 +60,7 @@ def export_graph(model: PreTrainedModel, batch: Mapping[str, Tensor], file: Path
                 head.eval(),
                 kwargs=inputs,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=ATTENTION_OPSET if in_one_node else OPSET,
                 dynamic_shapes=dict.fromkeys(inputs, dynamic),
                 input_names=list(inputs),
                 output_names=outputs,
