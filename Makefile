@@ -33,7 +33,7 @@ demo: setup ## distil the bundled teacher on BBC News
 	  --num_cpu_threads_per_process 1 scripts/distill.py configs/bbc_news.yaml $(ARGS)
 
 test: setup ## run the fast tests
-	$(BIN)/python -m pytest -m 'not slow and not faults' $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not slow and not faults' $(ARGS)
 
 test-slow: setup ## run the tests that train for longer
 	$(BIN)/python -m pytest -m slow $(ARGS)
