@@ -161,15 +161,18 @@ def measure(
 
 def _measure_neighbours(plain: PlainAugmenter, vectors: WordVectors, texts: Sequence[str]) -> dict[str, Any]:
     words = sorted({word for text in texts for word in plain._basic_words(text) if word in plain.places})
-    search = Neighbours(vectors, plain.count)
-    search.find([vectors.words[0]])
-    ways: dict[str, Callable[[Sequence[str]], list[list[str]]]] = {
-        "plain_neighbours": lambda part: [plain.neighbours(word) for word in part],
-        "neighbours": lambda part: list(search.find(part).values()),
-    }
-    seconds, lists = _alternate(ways, words)
+    # Ours takes a fifth of a second: the median of three, by their ratio; each anew, for it remembers what it found.
+    measured = []
+    for search in (Neighbours(vectors, plain.count) for _ in range(3)):
+        search.find([vectors.words[0]])
+        ways: dict[str, Callable[[Sequence[str]], list[list[str]]]] = {
+            "plain_neighbours": lambda part: [plain.neighbours(word) for word in part],
+            "neighbours": lambda part, search=search: list(search.find(part).values()),  # type: ignore[misc]
+        }
+        seconds, lists = _alternate(ways, words)
+        measured.append(_speedups(seconds, "plain_neighbours", ["neighbours"]))
     return {
-        **_speedups(seconds, "plain_neighbours", ["neighbours"]),
+        **sorted(measured, key=lambda figures: figures["neighbours_speedup"])[1],
         "neighbours_identical": lists["neighbours"] == lists["plain_neighbours"],
         "neighbours_words": len(words),
         "neighbours_vectors": len(vectors.words),
