@@ -1,4 +1,4 @@
-"""Claims about benchmarks/speed.py: what it counts and times is what it says.
+"""Claims about benchmarks/speed.py and speed_systems.py: what it counts and times is what it says.
 Nothing here measures speed."""
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel
 
-from benchmarks.speed import SST2_LENGTHS, Paced, encoder_flops, make_rows, static_batches
+from benchmarks.speed import encoder_flops
+from benchmarks.speed_systems import SST2_LENGTHS, Paced, make_rows, static_batches
 
 
 @pytest.mark.parametrize("length", [5, 16])
@@ -40,7 +41,7 @@ class _Batches:
 
 def test_a_step_s_time_is_its_own_and_its_batch_s_and_not_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("benchmarks.speed.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("benchmarks.speed_systems.time.perf_counter", lambda: clock[0])
 
     def other() -> None:
         clock[0] += 50
