@@ -16,7 +16,7 @@ from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 from distill.augmentation import AugmentOptions
 from distill.augmentation.adaptation import MaskedLMTraining
 from distill.data import DataOptions, SourceOptions
-from distill.export.options import ExportOptions
+from distill.export.options import CardOptions, ExportOptions
 from distill.layer_map import LayerMapOptions
 from distill.losses import GeneralLosses, TaskLosses
 from distill.presets import under_preset
@@ -144,6 +144,8 @@ class Config:
     """Task distillation; null for general distillation alone."""
     evaluate: EvaluateOptions = dataclasses.field(default_factory=EvaluateOptions)
     export: ExportOptions = dataclasses.field(default_factory=ExportOptions)
+    card: CardOptions = dataclasses.field(default_factory=CardOptions)
+    """The model card, README.md in the student's folder."""
     runtime: RuntimeOptions = dataclasses.field(default_factory=RuntimeOptions)
     tracking: list[str] = dataclasses.field(default_factory=list)
     """Trackers beside metrics.jsonl: wandb, tensorboard, ..."""
@@ -215,7 +217,12 @@ def parse_config(values: Mapping[str, Any]) -> Config:
 
 def dump_config(config: Config) -> str:
     """YAML that load_config reads back to an equal config."""
-    return yaml.dump(to_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return dump_values(to_plain(config))
+
+
+def dump_values(values: Mapping[str, Any], *, ascii_only: bool = False) -> str:
+    """Plain settings as YAML that load_config understands as it is meant; other characters escaped where asked for."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=not ascii_only)
 
 
 def to_plain(value: Any) -> Any:

@@ -3,7 +3,6 @@ How forwards are timed is left to distill/export/timing.py, what people see to b
 
 from __future__ import annotations
 
-import platform
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, PreTrainedConfig, PreTrainedModel
 
@@ -26,9 +24,10 @@ from distill.export.runtime import OnnxModel
 from distill.export.timing import Subject, Timed, Workload, all_threads, measure
 from distill.families import positions
 from distill.settings import UserError
-from distill.teachers import resolve
+from distill.teachers import resolve, weights_hash
 from pipelines.artefacts import MODEL_FILE, Workshop, artefacts_folder
 from pipelines.encoded import Encoded
+from pipelines.machine import machine
 from pipelines.run import Run
 
 FILE = "benchmark.json"
@@ -101,6 +100,7 @@ def benchmark_run(run: Run, effort: Effort) -> dict[str, Any]:
             *_of_run(run, "student", run.encoded, student, run.folder / "student", artefacts_folder(run), formats),
         ]
         figures = _benchmark(compared, effort, run.metric)
+    figures["student_hash"] = weights_hash(str(run.folder / "student"))  # whose figures these are
     write_json(run.folder / FILE, figures)
     return figures
 
@@ -243,16 +243,3 @@ def _throughput(by_threads: dict[int, Timed]) -> Iterable[dict[str, Any]]:
                     "forwards": len(seconds),
                     "rows_per_second": workload.batch * len(seconds) / sum(seconds),
                 }
-
-
-def machine() -> dict[str, Any]:
-    """What latency depends on, in words."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": all_threads(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-    }

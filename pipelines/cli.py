@@ -125,6 +125,36 @@ def export(
 
 
 @app.command()
+def card(
+    folder: RunArgument,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[card.KEY=VALUE]...", help="name, license, language, kept in the run's config.yaml."),
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="[OWNER/]NAME", help="Put student and card on the hub, in one commit.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    artefacts: Annotated[
+        bool | None, typer.Option(help="Push RUN/artefacts too; without it what card.artefacts says.")
+    ] = None,
+) -> None:
+    """Write the model card of a run, RUN/student/README.md, with what is known now; with --push publish the student.
+
+    Every run ends with it. A push needs a token with the right to write: `hf auth login`, or HF_TOKEN.
+
+    Examples: tinybert card runs/bbc_news card.license=apache-2.0
+
+    tinybert card runs/bbc_news --push me/bbc-tinybert --private --artefacts
+    """
+    _require_student(folder)
+    _settle()
+    from pipelines.card.command import make_card
+
+    print(make_card(folder, overrides or [], push, private, artefacts))
+
+
+@app.command()
 def benchmark(
     folder: Annotated[
         Path | None, typer.Argument(metavar="[RUN]", help="A run folder; the figures go into RUN/benchmark.json.")
@@ -180,11 +210,13 @@ def benchmark(
         print(f"figures: {output / 'benchmark.json'}")
         return
 
+    from pipelines.card import write_card
     from pipelines.run import close_run, open_run
 
     _require_student(folder)
     run = open_run(_load(folder / "config.yaml", [], str(folder)))
     figures = benchmark_run(run, effort)
+    write_card(run.config, folder)
     benchmark_display.show_benchmark(figures)
     benchmark_display.plot_benchmark(figures, folder / "benchmark.png")
     print(f"figures: {folder / 'benchmark.json'}, plot: {folder / 'benchmark.png'}")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -19,6 +20,7 @@ from distill.teachers import vocabulary_hash
 from distill.training import fit, total_steps
 from pipelines.encoded import Encoded
 from pipelines.estimate import training_work
+from pipelines.machine import machine
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
 from pipelines.task import phases, save_student, student_folder
@@ -57,6 +59,7 @@ class EvaluateStage(Stage):
         figures["teacher"] = self._report(run.teacher_encoded, run.load_task_teacher())
         teacher, own = (figures[who]["metrics"][run.metric] for who in ("teacher", "student"))
         figures["retention"] = own / teacher if teacher else None
+        figures["machine"] = machine() | {"device": run.device.type, "threads": torch.get_num_threads()}
         return figures
 
     def _training(self, run: Run) -> LogitsTraining:

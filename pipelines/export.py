@@ -15,6 +15,7 @@ from distill.config import Config, to_plain
 from distill.export.options import require_packages
 from distill.settings import UserError
 from pipelines import general, task
+from pipelines.card.facts import origins
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
 
@@ -68,7 +69,7 @@ class ExportStage(Stage):
 
             figures["artefacts"] = write_artefacts(run, target)
         run.accelerator.wait_for_everyone()
-        return figures
+        return {**figures, "origins": origins(run)}
 
     def _require_equal(self, run: Run, model: PreTrainedModel, read_back: PreTrainedModel) -> None:
         text = run.tokenizer("The student that is read back says the same.", return_tensors="pt")

@@ -22,6 +22,7 @@ from distill.initialization import BUILT_IN, check_initialization
 from distill.settings import UserError
 from distill.students import build_student, load_body
 from pipelines.augment import AugmentStage
+from pipelines.card import write_card
 from pipelines.evaluate import EvaluateStage
 from pipelines.export import ExportStage
 from pipelines.general import GeneralStage
@@ -243,10 +244,13 @@ def _summarise(run: Run) -> dict[str, Any]:
         summary["metric"] = run.metric
         summary["test_rows"] = len(run.data.splits["test"])
         summary["notes"] = list(run.data.notes)
+        if "machine" in evaluated:
+            summary["machine"] = evaluated["machine"]
     summary["layer_map"] = run.layer_map.describe()
     summary["seconds"] = {name: result["seconds"] for name, result in results.items() if result is not None}
     if run.is_main:
         write_json(run.folder / "summary.json", summary)
+        write_card(run.config, run.folder)  # here, so that it follows whichever stage was done again
     return summary
 
 

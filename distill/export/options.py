@@ -1,11 +1,11 @@
-"""Settings of the deployable student: what it is exported to beside its safetensors."""
+"""Settings of the deployable student: what it is exported to beside its safetensors, and what its card says of it."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -26,6 +26,20 @@ class ExportOptions:
     """How many points (hundredths) of the deciding figure int8 may lose on the validation split."""
     calibration_rows: PositiveInt = 256
     """Training rows from which the ranges of static int8 are read."""
+
+
+@settings
+class CardOptions:
+    name: str | None = Field(default=None, pattern=r"^[\w.-]+(/[\w.-]+)?$", max_length=96)
+    """The model's name, or OWNER/NAME on the hub; `tinybert card --push` sets it. null: shape and data."""
+    license: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    """The hub's id of a licence, for instance apache-2.0; null: the card names none."""
+    language: list[Annotated[str, Field(pattern=r"^([a-z]{2,3}|multilingual)$")]] = dataclasses.field(
+        default_factory=list
+    )
+    """ISO 639 codes of the texts' languages, for instance [en]; empty: the embedded set's own, else none is named."""
+    artefacts: bool = False
+    """Whether RUN/artefacts is published beside the student; `tinybert card --artefacts` sets it."""
 
 
 def require_packages(asked_by: str, packages: Sequence[str] = PACKAGES) -> None:
