@@ -110,10 +110,8 @@ class Spans(_Offline):
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
         pairs = list(zip(predictions, references, strict=True))
         return {
-            "f1": float(np.mean([max(_token_f1(guess, answer) for answer in answers) for guess, answers in pairs])),
-            "exact_match": float(
-                np.mean([max(_normal(guess) == _normal(answer) for answer in answers) for guess, answers in pairs])
-            ),
+            "f1": float(np.mean([token_f1(guess, answers) for guess, answers in pairs])),
+            "exact_match": float(np.mean([exact_match(guess, answers) for guess, answers in pairs])),
         }
 
 
@@ -130,6 +128,16 @@ def _normal(text: str) -> list[str]:
     """SQuAD's comparison: lower case, no punctuation, no articles, single spaces."""
     bare = "".join(character for character in text.lower() if character not in string.punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+def exact_match(guess: str, answers: Sequence[str]) -> bool:
+    """Whether one of a question's answers is the guess, by SQuAD's comparison."""
+    return any(_normal(guess) == _normal(answer) for answer in answers)
+
+
+def token_f1(guess: str, answers: Sequence[str]) -> float:
+    """F1 of the guess's words against the best of a question's answers; 1 where both are empty."""
+    return max(_token_f1(guess, answer) for answer in answers)
 
 
 def _token_f1(guess: str, answer: str) -> float:

@@ -223,6 +223,42 @@ def benchmark(
     close_run(run)
 
 
+@app.command()
+def report(
+    folder: RunArgument,
+    output: Annotated[Path | None, typer.Option(help="The HTML file; RUN/report.html where not given.")] = None,
+    sentence: Annotated[
+        list[str] | None,
+        typer.Option(help="Show the attention on this text instead of on test rows. May be repeated."),
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="What an hour of the machine costs; adds a column of costs.")
+    ] = None,
+) -> None:
+    """Write one HTML file about a finished run, which opens without a network.
+
+    Teacher, student and undistilled student; where they err, how far their probabilities can be trusted, the test rows
+    on which they disagree, attention side by side, losses, recipe, time and cost. Predictions and attention are
+    computed anew from the saved models.
+
+    Example: tinybert report runs/bbc_news --price-per-hour 0.34
+    """
+    from distill.export.options import require_packages
+
+    _require_student(folder)
+    file = _report_file(folder, output)
+    require_packages("report", ["matplotlib"])
+    config = _load(folder / "config.yaml", [], str(folder))
+
+    from pipelines.report import Wishes, write_report
+    from pipelines.run import close_run, open_run
+
+    run = open_run(config)
+    write_report(run, Wishes(sentence or [], price_per_hour), file)
+    print(f"report: {file} ({file.stat().st_size / 1e6:.1f} MB)")
+    close_run(run)
+
+
 def main() -> None:
     """The `tinybert` command."""
     _exit_with(app)
@@ -303,6 +339,17 @@ def _require_student(folder: Path) -> None:
         raise UserError(
             f"{folder}: this run has no student yet. Finish it first: tinybert run {folder / 'config.yaml'}"
         )
+
+
+def _report_file(folder: Path, output: Path | None) -> Path:
+    from distill.settings import UserError
+
+    file = folder / "report.html" if output is None else output
+    if file.suffix not in (".html", ".htm"):
+        raise UserError(f"--output: {file} is no name of an HTML file. Give one that ends in .html.")
+    if file.is_dir() or not file.parent.is_dir():
+        raise UserError(f"--output: {file} cannot be written: its folder must exist, and it must not be a folder.")
+    return file
 
 
 def _names(text: str | None) -> list[str]:
