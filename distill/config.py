@@ -119,6 +119,9 @@ class RuntimeOptions:
     skipped_steps.jsonl. stop: the run ends; skip: it goes on, unless 20 such steps follow each other."""
     logits_cache: str | None = None
     """Folder in which runs keep and find a teacher's logits; null: the run folder. Every process must see it."""
+    process_timeout_seconds: PositiveInt = 1800
+    """So long the processes of a run wait for one of them before they end with a message. Longer than what the first
+    does alone while the others wait: reading and cutting a corpus, making artefacts."""
     cpu_threads: PositiveInt | None = None
     """Threads of a process on the CPU; torch's own choice where not given."""
 

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,9 @@ class Interruption:
 
     moment_seconds = 3.0
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: timedelta | None = None) -> None:
+        """timeout: how long processes wait for each other's word; torch's own, half an hour, where not given."""
+        self.timeout = timeout
         self._signum = 0
         self._first = 0.0
         self._group: dist.ProcessGroup | None = None
@@ -66,7 +69,7 @@ class Interruption:
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return self._signum
         if self._group is None:
-            self._group = dist.new_group(backend="gloo")
+            self._group = dist.new_group(backend="gloo", timeout=self.timeout)
         agreed = torch.tensor([self._signum])
         dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self._group)
         return int(agreed)

@@ -25,4 +25,12 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run that began well cannot go on: the disk is full, a loss is not finite. The message names the place and what
-    to do. Exit status 1."""
+    to do. Exit status 1.
+
+    Args:
+        told_here: whether this process is to tell it; None for the first of each machine, as of all other errors.
+    """
+
+    def __init__(self, message: str, told_here: bool | None = None) -> None:
+        super().__init__(message)
+        self.told_here = told_here

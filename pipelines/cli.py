@@ -281,9 +281,10 @@ def _exit_with(command: Callable[[], Any]) -> None:
 
     first = os.environ.get("LOCAL_RANK", "0") == "0"
 
-    def tell(message: object) -> None:
-        if first:
-            print(printable(str(message)), file=sys.stderr)
+    def tell(message: object, here: bool | None = None) -> None:
+        if first if here is None else here:
+            # A bar that was cut off, this process's or another's, stands on the line.
+            print(("\n" if here else "") + printable(str(message)), file=sys.stderr)
 
     try:
         command()
@@ -294,7 +295,7 @@ def _exit_with(command: Callable[[], Any]) -> None:
         tell(stop)
         sys.exit(stop.status)
     except RunError as error:
-        tell(f"error: {error}")
+        tell(f"error: {error}", error.told_here)
         sys.exit(1)
     except Exception as error:
         if (refused := _refused_write(error)) is not None:
@@ -374,10 +375,12 @@ def _run(
     from pipelines.doctor import Level, examine
     from pipelines.pipeline import is_run, plan, prepare, run_stages
     from pipelines.run import close_run, open_run
+    from pipelines.waiting import waiting
 
     run = open_run(config)
     findings = []
-    with run.session.interruption.watched(), run.lock:
+    patience = waiting("the run", config.runtime.process_timeout_seconds)  # a stage names itself
+    with run.session.interruption.watched(), run.lock, patience:
         if not dry_run and is_run(run.folder):
             run.lock.take()  # before it is read what is done there; a new folder is made and locked when all is checked
         due = prepare(run, stages, redo)

@@ -33,6 +33,7 @@ from pipelines.stage import Stage, Work
 from pipelines.task import TaskStage
 from pipelines.teacher import TeacherStage
 from pipelines.tokenizers import check_tokenizers
+from pipelines.waiting import waiting
 
 STAGES: tuple[Stage, ...] = (
     TeacherStage(),
@@ -214,8 +215,9 @@ def run_stages(run: Run, due: Sequence[Due]) -> dict[str, Any]:
         # A stage draws the same numbers whether those before it ran in this process or long ago.
         set_seed(run.config.seed)
         began = time.monotonic()
-        figures = one.stage.run(run)
-        run.accelerator.wait_for_everyone()
+        with waiting(one.stage.name, run.config.runtime.process_timeout_seconds):
+            figures = one.stage.run(run)
+            run.accelerator.wait_for_everyone()
         if run.is_main:
             result = {"key": one.key, "seconds": time.monotonic() - began, **figures}
             write_json(folder / "result.json", result)

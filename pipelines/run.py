@@ -8,13 +8,20 @@ import json
 import os
 import time
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env, set_seed
+from accelerate.utils import (
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    parse_flag_from_env,
+    set_seed,
+)
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -33,6 +40,7 @@ from distill.training import Session, TrainingOptions
 from pipelines.encoded import Encoded
 from pipelines.launch import cpu_threads
 from pipelines.lock import FolderLock
+from pipelines.waiting import announce, group_timeout
 
 
 @dataclass
@@ -207,13 +215,14 @@ def open_run(config: Config) -> Run:
     """
     check_trackers(config.tracking)
     torch.set_num_threads(config.runtime.cpu_threads or cpu_threads())
-    folder = Path(config.output)
+    folder, seconds = Path(config.output), config.runtime.process_timeout_seconds
     config = replace(config, runtime=replace(config.runtime, precision=_precision(config, folder)))
     accelerator = Accelerator(
         mixed_precision="bf16" if config.runtime.precision == "bf16" else "no",
         log_with=list(config.tracking) or None,
         project_dir=str(folder),
         cpu=_on_cpu(),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=group_timeout(seconds, on_cpu=_on_cpu()))],
     )
     kind = accelerator.distributed_type
     if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
@@ -222,9 +231,10 @@ def open_run(config: Config) -> Run:
             "checkpoints do not know; a student fits whole on every device. Use distributed_type MULTI_GPU or "
             "MULTI_CPU, as in configs/accelerate."
         )
+    announce()
     set_seed(config.seed)
     tracker = Tracker(accelerator, folder, config.tracking)
-    session = Session(accelerator, tracker, Interruption(), config.runtime.on_nonfinite)
+    session = Session(accelerator, tracker, Interruption(timedelta(seconds=seconds)), config.runtime.on_nonfinite)
     return Run(config, folder, session, FolderLock(folder, accelerator))
 
 
@@ -249,7 +259,8 @@ def _precision(config: Config, folder: Path) -> Literal["fp32", "bf16"]:
             return before
     if os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16":
         return "bf16"
-    state = PartialState(cpu=_on_cpu())
+    timeout = group_timeout(config.runtime.process_timeout_seconds, on_cpu=_on_cpu())
+    state = PartialState(cpu=_on_cpu(), timeout=timeout)
     measured = [measured_precision(state.device) if state.is_main_process else "fp32"]
     return broadcast_object_list(measured)[0] if state.num_processes > 1 else measured[0]
 

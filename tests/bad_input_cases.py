@@ -227,6 +227,7 @@ MORE_CASES: dict[str, Case] = {
     "more than all rows": (["data.validation_split=1.5"], ("data.validation_split", "less than 1")),
     "too short a text": (["data.max_length=8"], ("data.max_length", "16")),
     "no checkpoint": (["runtime.keep_checkpoints=0"], ("runtime.keep_checkpoints", "greater than 0")),
+    "no patience": (["runtime.process_timeout_seconds=0"], ("runtime.process_timeout_seconds", "greater than 0")),
     "unknown way out": (["runtime.on_nonfinite=ignore"], ("runtime.on_nonfinite", "'stop' or 'skip'")),
     "unknown precision": (["runtime.precision=fp8"], ("runtime.precision", "'bf16'")),
     "seed past 32 bits": (["seed=4294967296"], ("seed", "less than 4294967296")),

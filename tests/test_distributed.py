@@ -3,13 +3,15 @@ What is launched or stopped runs in processes of its own."""
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -125,36 +127,68 @@ def test_what_shards_the_student_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_how_long_processes_wait_is_nothing_that_a_finished_stage_depends_on(tmp_path: Path) -> None:
+    folder = shutil.copytree(finished_run(), tmp_path / "run")
+    again = succeed(folder / "config.yaml", "tracking=[]", "runtime.process_timeout_seconds=77", "--output", folder)
+    assert again.out.count("done before, skipped") == 6
+
+
 # ---- faults of one among several
 
 
-@pytest.mark.faults
-def test_a_killed_process_ends_the_others_and_the_run_goes_on_with_another_number_of_them(tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    same = (*_same(), "task.logits.max_steps=60", "task.logits.save_every_steps=5")
-    succeed(TINY, *same, "--output", one)
+def _launched_two(
+    *arguments: str | Path, cwd: Path
+) -> tuple[subprocess.Popen[str], Callable[[], list[psutil.Process]]]:
+    """A run of two processes; the processes, when they are there."""
     launched = subprocess.Popen(
-        _script(TINY, *same, "--output", two, launch=("--cpu", "--num_processes", "2")),
-        cwd=tmp_path,
+        _script(TINY, *arguments, launch=("--cpu", "--num_processes", "2")),
+        cwd=cwd,
         env=_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
-    checkpoints, deadline = two / "task" / "logits" / "checkpoints", time.monotonic() + 240
-    while not list(checkpoints.glob("checkpoint-*")) and time.monotonic() < deadline:
+
+    def ranks() -> list[psutil.Process]:
+        return [child for child in psutil.Process(launched.pid).children(recursive=True) if not child.children()]
+
+    return launched, ranks
+
+
+def _long() -> tuple[str, ...]:
+    """A run that lasts long enough for something to happen to it."""
+    return (*_same(), "task.logits.max_steps=60", "task.logits.save_every_steps=5")
+
+
+@functools.cache
+def _undisturbed() -> Path:
+    """The run of `_long` on one process."""
+    folder = finished_run().with_name("undisturbed")
+    succeed(TINY, *_long(), "--output", folder)
+    return folder
+
+
+def _wait_for(folder: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 240
+    while not list(folder.glob(pattern)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    ranks = [child for child in psutil.Process(launched.pid).children(recursive=True) if not child.children()]
-    second = next(rank for rank in ranks if rank.environ().get("RANK") == "1")
-    second.kill()
+
+
+@pytest.mark.faults
+def test_a_killed_process_ends_the_others_and_the_run_goes_on_with_another_number_of_them(tmp_path: Path) -> None:
+    two, same = tmp_path / "two", _long()
+    launched, ranks = _launched_two(*same, "--output", two, cwd=tmp_path)
+    _wait_for(two / "task" / "logits" / "checkpoints", "checkpoint-*")
+    both = ranks()
+    next(rank for rank in both if rank.environ().get("RANK") == "1").kill()
     _, errors = launched.communicate(timeout=120)
     assert launched.returncode == 1, errors[-3000:]
-    assert not any(rank.is_running() for rank in ranks)
+    assert not any(rank.is_running() for rank in both)
 
     resumed = succeed(TINY, *same, "--output", two)
     assert "1 process(es)" in resumed.out
     assert "general: done before, skipped" in resumed.out
-    assert _largest_difference(one, two) < 2e-5
+    assert _largest_difference(_undisturbed(), two) < 2e-5
 
 
 @pytest.fixture
@@ -203,3 +237,27 @@ def test_two_machines_give_the_student_of_one(two_machines: tuple[str, str], tmp
     assert [process.returncode for process in launched] == [0, 0], [errors[-3000:] for _, errors in told]
     assert "2 process(es)" in told[0][0]
     assert _largest_difference(one, two) < 2e-5
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("hung", [0, 1])
+def test_a_process_that_hangs_ends_the_run_with_its_name_and_the_run_goes_on(hung: int, tmp_path: Path) -> None:
+    two, same = tmp_path / "two", _long()
+    launched, ranks = _launched_two(*same, "runtime.process_timeout_seconds=12", "--output", two, cwd=tmp_path)
+    _wait_for(two / "task" / "logits" / "checkpoints", "checkpoint-*")
+    stopped = next(rank for rank in ranks() if rank.environ().get("RANK") == str(hung))
+    stopped.suspend()
+    # The launcher gives a process that is stopped 30 s to end by itself.
+    _, errors = launched.communicate(timeout=400)
+    assert launched.returncode == 1, errors[-3000:]
+    assert not stopped.is_running()
+    told = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1, errors[-3000:]
+    assert told[0].startswith(
+        f"error: task: process {hung} on {socket.gethostname()} did not answer for 12 s (runtime."
+    )
+    assert "start the same command again" in told[0]
+
+    resumed = succeed(TINY, *same, "--output", two)
+    assert "general: done before, skipped" in resumed.out
+    assert _largest_difference(_undisturbed(), two) < 2e-5
