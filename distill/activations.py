@@ -18,14 +18,22 @@ from distill.attention import AttentionInputs, record_attention
 
 @dataclass(frozen=True)
 class Needs:
-    """What an objective asks of a model: hidden states (0 = embeddings), attention layers (from 1), logits."""
+    """What an objective asks of a model: hidden states (0 = embeddings), attention layers (from 1), logits.
+
+    values: whether the attention layers' values are compared, not their queries and keys alone."""
 
     hidden: frozenset[int] = frozenset()
     attention: frozenset[int] = frozenset()
     logits: bool = False
+    values: bool = False
 
     def __or__(self, other: Needs) -> Needs:
-        return Needs(self.hidden | other.hidden, self.attention | other.attention, self.logits or other.logits)
+        return Needs(
+            self.hidden | other.hidden,
+            self.attention | other.attention,
+            self.logits or other.logits,
+            self.values or other.values,
+        )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeFloat, PositiveInt, TypeAdapter, ValidationError
 
 from distill.augmentation import AugmentOptions
 from distill.augmentation.adaptation import MaskedLMTraining
@@ -118,7 +118,12 @@ class RuntimeOptions:
     """A step whose loss or gradient is NaN or infinite is never taken, and its rows are written to
     skipped_steps.jsonl. stop: the run ends; skip: it goes on, unless 20 such steps follow each other."""
     logits_cache: str | None = None
-    """Folder in which runs keep and find a teacher's logits; null: the run folder. Every process must see it."""
+    """Folder in which runs keep and find a teacher's logits and states; null: the run folder. Every process must see
+    it."""
+    states_cache_gb: NonNegativeFloat = 0
+    """Disk that the teacher's states (hidden states, queries, keys of mapped layers) of the intermediate phase may
+    take, so that it runs once over the rows and not in every epoch; where they take more, or at 0, it runs in every
+    step. See docs/speed.md for what it gains and how much it takes."""
     process_timeout_seconds: PositiveInt = 1800
     """So long the processes of a run wait for one of them before they end with a message. Longer than what the first
     does alone while the others wait: reading and cutting a corpus, making artefacts."""

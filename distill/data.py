@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -283,6 +283,14 @@ class Placement:
     rank: int = 0
 
 
+class RowStates(Protocol):
+    """Something kept of each row's tokens; see teacher_states.TeacherStates."""
+
+    def padded(self, rows: Sequence[int], length: int) -> Tensor:
+        """(B, length, width) of the rows numbered so."""
+        ...
+
+
 Item = tuple[int, float]
 """(row, weight): a row of weight 0 only fills a process's share of a last, smaller batch."""
 
@@ -297,6 +305,8 @@ class Batches:
 
     example_weight is processes / examples of the step: summed over micro-batches and averaged over processes (which
     DDP does to gradients) the weighted losses give the mean over the step's examples.
+
+    With `states` a batch holds its rows' as teacher_states.
     """
 
     window = 50
@@ -311,11 +321,12 @@ class Batches:
         seed: int,
         placement: Placement = Placement(),
         pin_memory: bool = False,
+        states: RowStates | None = None,
     ) -> None:
         self.dataset = dataset.select_columns([name for name in BATCH_COLUMNS if name in dataset.column_names])
         self.lengths = np.asarray(dataset["length"][:], dtype=np.int64)
         self.collator, self.batch_size, self.accumulation = collator, batch_size, accumulation
-        self.seed, self.placement, self.pin_memory = seed, placement, pin_memory
+        self.seed, self.placement, self.pin_memory, self.states = seed, placement, pin_memory, states
         self.steps_per_epoch: int | None = -(-len(dataset) // batch_size)
         self.tokens_per_epoch = int(self.lengths.sum())
         self._order: tuple[int, list[np.ndarray]] = (-1, [])
@@ -323,7 +334,7 @@ class Batches:
     def steps(self, first: int, last: int) -> Iterator[list[dict[str, Tensor]]]:
         """The steps first, ..., last - 1, counted from the beginning of the run."""
         loader = DataLoader(
-            _Fetch(self.dataset, self.collator),
+            _Fetch(self.dataset, self.collator, self.states),
             sampler=_Plan(self, first, last),
             batch_size=None,
             pin_memory=self.pin_memory,
@@ -392,8 +403,12 @@ class _Plan(Sampler[list[Item]]):
 
 
 class _Fetch(torch.utils.data.Dataset[dict[str, Tensor]]):
-    def __init__(self, dataset: Dataset, collator: Collator) -> None:
-        self.dataset, self.collator = dataset, collator
+    def __init__(self, dataset: Dataset, collator: Collator, states: RowStates | None) -> None:
+        self.dataset, self.collator, self.states = dataset, collator, states
 
     def __getitem__(self, items: list[Item]) -> dict[str, Tensor]:
-        return self.collator(self.dataset[[row for row, _ in items]], [weight for _, weight in items])
+        rows = [row for row, _ in items]
+        batch = self.collator(self.dataset[rows], [weight for _, weight in items])
+        if self.states is not None:
+            batch["teacher_states"] = self.states.padded(rows, batch["input_ids"].shape[1])
+        return batch

@@ -43,8 +43,7 @@ def teacher_logits(
         batch_size: rows a forward; in bf16 it shows in the last digit.
         progress: told how many rows were done.
     """
-    pieces = features.select_columns([name for name in ("input_ids", "token_type_ids") if name in features.features])
-    place = folder / _digest(teacher, fingerprint(pieces))
+    place = folder / content_hash(teacher, features)
     blocks = []
     for start in range(0, len(features), BLOCK):
         block = place / f"rows-{start:010d}"
@@ -71,8 +70,10 @@ def _write(block: Path, dataset: Dataset) -> None:
     write_folder(block, lambda temporary: dataset.save_to_disk(str(temporary)))
 
 
-def _digest(teacher: PreTrainedModel, rows: str) -> str:
-    digest = hashlib.sha256(rows.encode())
+def content_hash(teacher: PreTrainedModel, features: Dataset) -> str:
+    """Of the rows' pieces and of the teacher's weights in their precision."""
+    pieces = features.select_columns([name for name in ("input_ids", "token_type_ids") if name in features.features])
+    digest = hashlib.sha256(fingerprint(pieces).encode())
     for name, tensor in sorted(teacher.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import reduce
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from distill.activations import Activations, Needs, capture
@@ -26,6 +26,7 @@ from distill.objective import Objective
 from distill.optimizer import build_optimizer, learning_rate_factor
 from distill.settings import settings
 from distill.students import Student
+from distill.teacher_states import TeacherStates
 from distill.tracking import Tracker
 
 
@@ -131,7 +132,7 @@ def total_steps(options: TrainingOptions, steps_per_epoch: int | None) -> int:
 
 def fit(
     student: Student,
-    teacher: PreTrainedModel | None,
+    teacher: PreTrainedModel | TeacherStates | None,
     objective: Objective,
     batches: TrainingSource,
     options: TrainingOptions,
@@ -146,8 +147,9 @@ def fit(
     Resumes from the newest checkpoint where there is one. Changes nothing but `student` and the checkpoints.
 
     Args:
-        teacher: frozen, on the device, in eval mode unless its dropout is wanted in the targets; None where no term of
-            the objective uses one, or the batches hold its logits (teacher_logits) and no term needs more.
+        teacher: frozen, on the device, in eval mode unless its dropout is wanted in the targets; its states where the
+            batches hold them; None where no term of the objective uses one, or the batches hold its logits
+            (teacher_logits) and no term needs more.
         name: the stage's name in the log, for instance task.intermediate.
         validation: without it the last weights are kept.
 
@@ -186,7 +188,7 @@ def fit(
 
     def validate(step: int) -> None:
         assert validation is not None
-        noisy = [model for model in (student, teacher) if model is not None and model.training]
+        noisy = [model for model in (student, teacher) if isinstance(model, nn.Module) and model.training]
         for model in noisy:
             model.eval()
         figures = validation.run()
@@ -289,7 +291,9 @@ def distillation_loss(
     return dict(zip(sums, means, strict=True))
 
 
-def _teach(teacher: PreTrainedModel | None, batch: Mapping[str, Tensor], needs: Needs) -> Activations:
+def _teach(teacher: PreTrainedModel | TeacherStates | None, batch: Mapping[str, Tensor], needs: Needs) -> Activations:
+    if isinstance(teacher, TeacherStates):
+        return teacher.activations(batch)
     if "teacher_logits" in batch and needs == Needs(logits=True):
         return Activations(logits=batch["teacher_logits"])
     if teacher is None or needs == Needs():
@@ -304,7 +308,7 @@ def _on_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, T
 
 def _freeze_unused(
     student: Student,
-    teacher: PreTrainedModel | None,
+    teacher: PreTrainedModel | TeacherStates | None,
     objective: Objective,
     batch: Mapping[str, Tensor],
     accelerator: Accelerator,

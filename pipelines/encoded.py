@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distill.data import Batches, Collator, Placement, tokenize
+from distill.data import Batches, Collator, Placement, RowStates, tokenize
 from distill.evaluation import evaluate_model, predict_share, score
 from distill.training import TrainingOptions, Validation
 
@@ -41,12 +41,18 @@ class Encoded:
         with self.run.accelerator.main_process_first():
             return tokenize(rows, self.run.task, self.tokenizer, self.run.config.data.max_length, f"tokenise {name}")
 
-    def batches(self, features: Dataset, options: TrainingOptions, placement: Placement | None = None) -> Batches:
+    def batches(
+        self,
+        features: Dataset,
+        options: TrainingOptions,
+        placement: Placement | None = None,
+        states: RowStates | None = None,
+    ) -> Batches:
         """Training steps over encoded rows, this process's share of them where no other placement is given."""
         data = self.run.config.data
         length = data.max_length if data.padding == "max_length" else None
         collator = Collator(self.tokenizer, self.run.task, length=length)
-        return self.run.batches(features, options, collator, placement)
+        return self.run.batches(features, options, collator, placement, states)
 
     def validation(self, model: PreTrainedModel) -> Validation:
         """Chooses weights by the task's deciding figure on the validation split."""

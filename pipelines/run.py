@@ -28,7 +28,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from distill.attention import show_attention
 from distill.checkpoint import Checkpoints
 from distill.config import Config, TaskOptions, load_config
-from distill.data import Batches, Collator, Placement, TaskData, fingerprint, load_task_data
+from distill.data import Batches, Collator, Placement, RowStates, TaskData, fingerprint, load_task_data
 from distill.interruption import Interruption
 from distill.layer_map import LayerMap, build_layer_map
 from distill.settings import UserError
@@ -148,6 +148,7 @@ class Run:
         options: TrainingOptions,
         collator: Collator,
         placement: Placement | None = None,
+        states: RowStates | None = None,
     ) -> Batches:
         """Training steps over encoded rows, this process's share of them where no other placement is given."""
         return Batches(
@@ -158,6 +159,7 @@ class Run:
             seed=self.config.seed,
             placement=placement or self.placement,
             pin_memory=self.device.type == "cuda",
+            states=states,
         )
 
     def checkpoints(self, *path: str) -> Checkpoints:

@@ -32,6 +32,7 @@ from pipelines.augment import training_rows
 from pipelines.estimate import training_work
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
+from pipelines.teacher_states import own_states, states_for
 
 _log = logging.getLogger(__name__)
 
@@ -139,11 +140,12 @@ class TaskStage(Stage):
         def validate() -> dict[str, float]:
             return distillation_loss(student, teacher, objective, held_out, run.accelerator)
 
+        states = states_for(run, teacher, train, objective, options)
         result = fit(
             student,
-            teacher,
+            states or teacher,
             objective,
-            run.encoded.batches(train, options),
+            run.encoded.batches(train, options, states=states),
             options,
             run.session,
             name="task.intermediate",
@@ -151,6 +153,7 @@ class TaskStage(Stage):
             validation=Validation(validate, "loss", higher_is_better=False),
         )
         if run.is_main:
+            shutil.rmtree(own_states(run), ignore_errors=True)
             write_tensors(done, student.state_dict())
             write_json(done.with_suffix(".json"), {**dataclasses.asdict(result), "sha256": sha256_of(done)})
         return result

@@ -134,6 +134,11 @@ class RelationLoss(_OnAttention):
                 f"the teacher's {widths[1]}. Set a divisor of {math.gcd(*widths)}."
             )
 
+    def needs(self, layers: LayerMap) -> tuple[Needs, Needs]:
+        student, teacher = super().needs(layers)
+        values = Needs(values="value" in self.relations)
+        return student | values, teacher | values
+
     def __call__(self, student: Activations, teacher: Activations, batch: Batch, match: Match) -> Tensor:
         keys = batch["attention_mask"]
         errors = []
@@ -165,8 +170,8 @@ def _relation(x: Tensor, heads: int) -> Tensor:
 
 def _head_mean(inputs: AttentionInputs) -> AttentionInputs:
     """One head whose scores are the mean of all heads': their queries and keys side by side, scaled by 1 / H."""
-    query, key, value = (x.transpose(1, 2).flatten(2).unsqueeze(1) for x in (inputs.query, inputs.key, inputs.value))
-    return AttentionInputs(query, key, value, inputs.scaling / inputs.query.shape[1], inputs.window)
+    query, key = (x.transpose(1, 2).flatten(2).unsqueeze(1) for x in (inputs.query, inputs.key))
+    return AttentionInputs(query, key, inputs.value, inputs.scaling / inputs.query.shape[1], inputs.window)
 
 
 def _visible_to_both(student: AttentionInputs, teacher: AttentionInputs) -> Tensor | None:

@@ -1,0 +1,71 @@
+"""Whether the intermediate phase reads its teacher's states from disk, and making them.
+How they are kept is left to distill/teacher_states.py."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from datasets import Dataset
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from distill.objective import Objective
+from distill.teacher_states import TeacherStates, state_layout, teacher_states
+from distill.training import TrainingOptions, total_steps
+from pipelines.run import Run
+
+
+def states_for(
+    run: Run, teacher: PreTrainedModel, rows: Dataset, objective: Objective, options: TrainingOptions
+) -> TeacherStates | None:
+    """The teacher's states of the rows where the run keeps them; None where the teacher must run in every step.
+
+    That is so where `runtime.states_cache_gb` is 0 or too little, where the teacher has dropout or a loss counts
+    padded positions, whose states are not kept, and where no row comes twice and no other run can read them.
+    """
+    limit = run.config.runtime.states_cache_gb
+    if limit == 0 or run.config.teacher.dropout or not objective.uses_teacher:
+        return None
+    if any(getattr(term, "padding", "masked") == "included" for term in objective.terms.values()):
+        run.say("teacher states are not kept: a loss counts padded positions (padding: included)")
+        return None
+    steps_per_epoch = -(-len(rows) // options.batch_size)
+    if total_steps(options, steps_per_epoch) <= steps_per_epoch and run.config.runtime.logits_cache is None:
+        return None
+    collator = run.encoded.collator
+    layout = state_layout(teacher, rows, collator, objective.teacher_needs)
+    size = sum(rows["length"][:]) * layout.token_bytes / 1e9
+    folder = states_folder(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free / 1e9
+    if size > limit or size > free - 1:
+        run.say(
+            f"teacher states are not kept: they would take {size:.1f} GB, runtime.states_cache_gb is {limit:g} and "
+            f"{free:.1f} GB are free; the teacher runs in every step"
+        )
+        return None
+    bar = tqdm(
+        total=len(rows), desc=f"teacher states, {size:.1f} GB", unit="row", dynamic_ncols=True, disable=not run.is_main
+    )
+    with bar:
+        return teacher_states(
+            teacher,
+            rows,
+            collator,
+            run.accelerator,
+            objective.teacher_needs,
+            layout,
+            folder=folder,
+            progress=bar.update,
+        )
+
+
+def states_folder(run: Run) -> Path:
+    """Beside the teacher's logits where runs share these; else in the run folder, where they go with the phase."""
+    shared = run.config.runtime.logits_cache
+    return Path(shared) if shared else own_states(run)
+
+
+def own_states(run: Run) -> Path:
+    return run.folder / "task" / "teacher_states"
