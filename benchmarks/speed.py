@@ -11,6 +11,8 @@ random pieces of given lengths, or a file's texts (--data). Work:
     intermediate-sst2   lengths of SST-2's training rows; the others pad to 64, as the published script does
     intermediate-128    full sequences of 128 pieces
     intermediate-512    full sequences of 512 pieces; peak memory in processes of their own
+    ...-states          the same three with the teacher's states read from disk (runtime.states_cache_gb), its pass over
+                        the rows spread over 3 epochs
     logits              3 epochs over 10,000 rows with SST-2's lengths, the whole phase with the teacher's pass; of the
                         others a part, as every step costs them the same
     processes           2 processes of one thread each against 1 of one thread, same batch (intermediate-128)
@@ -43,8 +45,8 @@ from transformers.utils import logging
 
 from benchmarks.speed_systems import (
     BATCH_SIZE,
+    EPOCHS,
     FULL,
-    LOGITS_EPOCHS,
     LOGITS_ROWS,
     LONG,
     SST2_LENGTHS,
@@ -68,14 +70,15 @@ def compare(work: Work, folder: Path, texts: Sequence[str]) -> list[dict[str, An
     for turn, _ in others.values():
         turn()
     if work.logits:
-        steps = LOGITS_EPOCHS * -(-LOGITS_ROWS // work.batch_size)
+        steps = EPOCHS * -(-LOGITS_ROWS // work.batch_size)
         paced = ours.train(steps, {name: turn for name, (turn, _) in others.items()}, steps // work.blocks)
         total = paced.before + sum(paced.seconds)
-        own = [total / (LOGITS_EPOCHS * LOGITS_ROWS)] * work.blocks
+        own = [total / (EPOCHS * LOGITS_ROWS)] * work.blocks
     else:
         # The first block warms up caches and the optimizer's state.
         paced = ours.train(work.block * (work.blocks + 1), {n: turn for n, (turn, _) in others.items()}, work.block)
-        own = [seconds / work.batch_size for seconds in paced.block_seconds()]
+        once = paced.before / (EPOCHS * len(ours.rows)) if work.states else 0.0
+        own = [seconds / work.batch_size + once for seconds in paced.block_seconds()]
     rows = []
     for name, (_, examples) in others.items():
         theirs = [seconds / examples for seconds in paced.turns[name]]

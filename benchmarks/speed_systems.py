@@ -6,7 +6,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
@@ -31,6 +31,7 @@ from distill.objective import Objective
 from distill.students import Student, StudentOptions, build_student, student_config
 from distill.tasks import TASKS
 from distill.teacher_logits import teacher_logits
+from distill.teacher_states import TeacherStates, state_layout, teacher_states
 from distill.teachers import freeze
 from distill.tracking import Tracker
 from distill.training import Session, TrainingOptions, fit
@@ -62,14 +63,17 @@ class Work:
     block: int = 2
     blocks: int = 8
     logits: bool = False
+    states: bool = False
+    """Whether our side reads the teacher's states, computed once for EPOCHS epochs, from disk."""
 
 
 SHORT = Work("intermediate-sst2", SST2_LENGTHS, STATIC_LENGTH, block=10, blocks=10)
 FULL = Work("intermediate-128", (128,), 128, block=3, blocks=6)
 LONG = Work("intermediate-512", (512,), 512, batch_size=8, block=2, blocks=4)
 LOGITS = Work("logits", SST2_LENGTHS, STATIC_LENGTH, blocks=8, logits=True)
-WORKS = {work.name: work for work in (SHORT, FULL, LONG, LOGITS)}
-LOGITS_ROWS, LOGITS_EPOCHS = 10_000, 3
+KEPT = [replace(work, name=f"{work.name}-states", states=True) for work in (SHORT, FULL, LONG)]
+WORKS = {work.name: work for work in (SHORT, FULL, LONG, *KEPT, LOGITS)}
+LOGITS_ROWS, EPOCHS = 10_000, 3
 
 
 def make_rows(lengths: Sequence[int], count: int, texts: Sequence[str], seed: int = 0) -> Dataset:
@@ -147,13 +151,16 @@ class Ours:
                 self.teacher, rows, self.collator, self.accelerator, folder=self.folder / "logits", batch_size=64
             )
             rows = datasets.concatenate_datasets([rows, logits], axis=1)
+        states = self._states() if self.work.states else None
         before = time.perf_counter() - began
         placement = Placement(self.accelerator.num_processes, self.accelerator.process_index)
-        batches = Batches(rows, self.collator, batch_size=self.work.batch_size, seed=0, placement=placement)
+        batches = Batches(
+            rows, self.collator, batch_size=self.work.batch_size, seed=0, placement=placement, states=states
+        )
         paced = Paced(batches, block, others, before=before)
         fit(
             self.student,
-            self.teacher,
+            states or self.teacher,
             self.objective,
             paced,
             TrainingOptions(max_steps=steps, batch_size=self.work.batch_size, learning_rate=LEARNING_RATE),
@@ -162,6 +169,13 @@ class Ours:
             checkpoints=Checkpoints(self.folder / self.work.name, self.accelerator),
         )
         return paced
+
+    def _states(self) -> TeacherStates:
+        needs = self.objective.teacher_needs
+        layout = state_layout(self.teacher, self.rows, self.collator, needs)
+        return teacher_states(
+            self.teacher, self.rows, self.collator, self.accelerator, needs, layout, folder=self.folder / "states"
+        )
 
 
 @dataclass
@@ -234,8 +248,8 @@ def make_others(work: Work, rows: Dataset, batches: int) -> dict[str, tuple[Call
         cached = TextBrewer(student(), load_teacher(), None, LEARNING_RATE, cached=True)
         turns["textbrewer"] = (lambda: plain.train(taken), examples)
         turns["textbrewer, its logits cache on"] = (
-            lambda: cached.train(taken, LOGITS_EPOCHS),
-            examples * LOGITS_EPOCHS,
+            lambda: cached.train(taken, EPOCHS),
+            examples * EPOCHS,
         )
     else:
         peer = TextBrewer(student(), load_teacher(), [(1, 2), (2, 4), (3, 6)], LEARNING_RATE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from distill.data import Collator
 from distill.teacher_logits import content_hash
 
 COLUMN = "teacher_states"
-BLOCK = 1_024
-"""Rows of a file; an interrupted computation goes on behind the last whole one."""
+BLOCK = 128
+"""Rows of a file; an interrupted computation goes on behind the last whole one. Two files are held in memory."""
 BATCH_TOKENS = 4_096
 """Of a forward that fills a block, padding included."""
 
@@ -145,12 +146,18 @@ def teacher_states(
     starts = range(0, len(features), BLOCK)
     files = [place / f"rows-{start:010d}.safetensors" for start in starts]
     place.mkdir(parents=True, exist_ok=True)
-    for number, (start, file) in enumerate(zip(starts, files, strict=True)):
-        if number % accelerator.num_processes == accelerator.process_index and not file.is_file():
-            block = features.select(range(start, min(start + BLOCK, len(features))))
-            states = _block(teacher, block, lengths[start : start + BLOCK], collator, needs, layout)
-            write_tensors(file, {COLUMN: states})
-        progress(min(BLOCK, len(features) - start))
+    with ThreadPoolExecutor(1) as writer:  # a block is written while the teacher reads the next one
+        written: Future[None] | None = None
+        for number, (start, file) in enumerate(zip(starts, files, strict=True)):
+            if number % accelerator.num_processes == accelerator.process_index and not file.is_file():
+                block = features.select(range(start, min(start + BLOCK, len(features))))
+                states = _block(teacher, block, lengths[start : start + BLOCK], collator, needs, layout)
+                if written is not None:
+                    written.result()
+                written = writer.submit(write_tensors, file, {COLUMN: states})
+            progress(min(BLOCK, len(features) - start))
+        if written is not None:
+            written.result()
     accelerator.wait_for_everyone()
     return TeacherStates(layout, lengths, files)
 
