@@ -424,3 +424,7 @@ def _settle() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+
+
+if __name__ == "__main__":
+    main()
