@@ -153,7 +153,7 @@ def test_disagreements_have_gold_and_both_probabilities_the_surest_first(whole: 
     rows, names = tiny.load()["test"], ("weather", "music")
     found = {who: answers(whole_run / folder, rows) for who, folder in MODELS}
     assert "They differ on 48 of 48 test rows (100.0%)" in whole.words
-    one = r"(weather|music) ([\d.]+) % (?:right|wrong)"
+    one = r"(weather|music) ([\d.]+)% (?:right|wrong)"
     shown = re.findall(rf"row (\d+) gold (weather|music) teacher {one} student {one}", whole.words)
     assert len(shown) == 40
     for number, gold, *said in shown:
@@ -166,6 +166,17 @@ def test_disagreements_have_gold_and_both_probabilities_the_surest_first(whole: 
         assert rows["text"][row] in whole.words
     certainties = [found["student"][1][int(number)] for number, *_ in shown]
     assert certainties == pytest.approx(sorted(found["student"][1], reverse=True)[:40], abs=1e-6)
+
+
+def test_chance_is_told_from_the_rows_that_differ(whole: Page, whole_run: Path) -> None:
+    """Every answer is turned round, so each row adds +1 or -1, and the interval is wide."""
+    found = re.search(r"On 48 rows a difference of (\S+) points .*?: 95% interval (\S+) to (\S+) points", whole.words)
+    assert found is not None
+    difference, low, high = map(float, found.groups())
+    right = np.mean(answers(whole_run / "teacher" / "model", tiny.load()["test"])[0] == tiny.load()["test"]["label"])
+    assert difference == pytest.approx((1 - 2 * right) * 100, abs=0.051)
+    error = 196 * np.sqrt((1 - (1 - 2 * right) ** 2) / 48)
+    assert (low, high) == pytest.approx((difference - error, difference + error), abs=4.3)  # a row is 4.2 points
 
 
 def test_weights_that_changed_since_the_evaluation_are_told_of(whole: Page, whole_run: Path) -> None:
@@ -188,8 +199,8 @@ def test_cost_is_time_times_price(whole: Page, whole_run: Path) -> None:
 
 def test_recipe_and_trainings_are_those_of_the_run(whole: Page) -> None:
     assert "student 1 2 <- teacher 2 4 (strategy uniform)" in whole.words
-    assert ["General distillation", "hidden", "1", "distance mse, padding masked"] in whole.tables["Losses"]
-    assert ["Task distillation 2: logits", "6 steps", "16", "0.001", "linear"] in whole.tables["Trainings"]
+    assert ["general", "hidden", "1", "distance mse, padding masked"] in whole.tables["Losses"]
+    assert ["task, logits", "6 steps", "16", "0.001", "linear"] in whole.tables["Trainings"]
     assert ["test rows", "48"] in whole.tables["Data"]
     for title in ("Teacher: fine-tuning", "Same student on the labels alone", "Loss and its parts"):
         assert title in whole.words

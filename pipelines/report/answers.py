@@ -33,6 +33,9 @@ class Answers:
     """Of each encoded row, padding cut off."""
     predictions: list[Any]
     metrics: dict[str, float]
+    parameters: int
+    bytes: int
+    """Of the weights."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,10 @@ def _ask(run: Run, encoded: Encoded, model: PreTrainedModel, who: str) -> Answer
             logits += [row for _, row in sorted(found, key=lambda pair: pair[0])]
             bar.update(len(part))
     predictions, _ = run.task.decode(logits, features, rows, names)
-    return Answers(features, logits, predictions, score(logits, features, rows, run.task, names))
+    metrics = score(logits, features, rows, run.task, names)
+    weights = list(model.parameters())
+    count, size = sum(one.numel() for one in weights), sum(one.numel() * one.element_size() for one in weights)
+    return Answers(features, logits, predictions, metrics, count, size)
 
 
 def probabilities(logits: np.ndarray, kind: Logits) -> np.ndarray:

@@ -45,6 +45,14 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Tables:
+    """Tables side by side where the page is wide enough, below each other where not."""
+
+    kind: ClassVar[str] = "tables"
+    tables: Sequence[Table]
+
+
+@dataclass(frozen=True)
 class Text:
     """A paragraph."""
 
@@ -111,7 +119,7 @@ class Rows:
     note: str
 
 
-Block = Figure | Group | Table | Text | Quote | Code | Missing | Rows
+Block = Group | Table | Tables | Text | Quote | Code | Missing | Rows
 
 
 @dataclass(frozen=True)

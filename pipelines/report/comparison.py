@@ -56,7 +56,7 @@ def disagreements(test: Test, found: Comparison) -> list[Block]:
     if not found.differing:
         return [Missing(f"Teacher and student answer all {len(test):,} test rows alike: there is nothing to show.")]
     shown = f" The first {len(found.rows)} are shown." if len(found.rows) < len(found.differing) else ""
-    return [Rows(found.rows, f"They differ on {share}; {found.order}.{shown}")]
+    return [Rows(found.rows, f"They differ on {share}; {found.order}.{shown} Rows are numbered from 0.")]
 
 
 def _comparison(
@@ -76,8 +76,8 @@ def _comparison(
 def percent(probability: float) -> str:
     """99.95 % and more is not rounded to certainty."""
     if probability >= 0.9995:
-        return "> 99.9 %"
-    return "< 0.1 %" if probability < 0.0005 else f"{probability:.1%}".replace("%", " %")
+        return "> 99.9%"
+    return "< 0.1%" if probability < 0.0005 else f"{probability:.1%}"
 
 
 def texts(test: Test, index: int) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from pipelines.report import plots
-from pipelines.report.blocks import Block, Figure, Group, Table, Text
+from pipelines.report.blocks import Block, Figure, Group, Table, Tables, Text
 from pipelines.report.calibration import BINS, Reliability, reliability
 
 MOST_CLASSES = 60
@@ -51,17 +51,11 @@ def errors(decisions: Decisions) -> list[Block]:
         )
         for who, matrix in found.items()
     ]
-    blocks: list[Block] = [Group(figures)]
+    tables = [_classes(decisions)]
     if mistakes := _mistakes(found, decisions.names):
-        blocks.append(
-            Table(
-                "Commonest mistakes",
-                ("gold, taken for", "teacher", "student"),
-                mistakes,
-                f"Number of {decisions.of}; those the student makes most often first.",
-            )
-        )
-    blocks.append(_classes(decisions))
+        note = f"Number of {decisions.of}; those the student makes most often first."
+        tables.append(Table("Commonest mistakes", ("gold, taken for", "teacher", "student"), mistakes, note))
+    blocks: list[Block] = [Group(figures), Tables(tables)]
     if len(decisions.names) <= plots.MOST_NAMES:
         heads = ("gold", *decisions.names)
         blocks += [

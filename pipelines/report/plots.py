@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure as Canvas
 from matplotlib.rcsetup import cycler
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from pipelines.report.calibration import Reliability
 from pipelines.terminal import printable
@@ -124,8 +124,11 @@ def curves(
             axes.axhline(level[1], color=COLOURS["teacher"], linestyle="--", linewidth=1, label=level[0])
         if logarithmic:
             axes.set_yscale("log")
-            for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                formatter(LogFormatter(minor_thresholds=(1, 0.4)))  # the default writes its numbers as mathematics
+            # The default writes its numbers as mathematics, which is switched off here.
+            axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+            decades = np.log10(np.divide(*axes.get_ylim()[::-1]))
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5) if decades < 2.5 else (1,)))
+            axes.yaxis.set_minor_formatter(FuncFormatter(_plain))
         last = max(max(points) for points in series.values())
         axes.set_xlim(0, last * 1.03)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
@@ -137,11 +140,20 @@ def curves(
     return draw(name, alt, 2.7, paint)
 
 
+def _plain(value: float, place: int | None = None) -> str:
+    return f"{value:g}"
+
+
 def _legend(axes: Axes) -> None:
-    """Above the axes, where it hides nothing."""
+    """Above the axes, where it hides nothing: in one line where it fits, else in two columns, else in one."""
     handles, labels = axes.get_legend_handles_labels()
-    longest = max(map(len, labels))
-    columns = max(1, min(len(labels), 52 // (longest + 7)))
+
+    def width(columns: int) -> float:
+        """Points, about: a line and its room, and the letters of the longest label of each column."""
+        rows = -(-len(labels) // columns)
+        return sum(34 + 4.3 * max(map(len, labels[start : start + rows])) for start in range(0, len(labels), rows))
+
+    columns = next(count for count in (len(labels), 2, 1) if count == 1 or width(count) < WIDTH * 72 - 10)
     axes.figure.legend(handles, labels, fontsize=7.5, loc="outside upper left", ncols=columns, borderpad=0)
 
 
@@ -199,7 +211,7 @@ def reliability_diagram(name: str, alt: str, found: Reliability, who: str, of: s
             width=0.9 / bins,
             color=COLOURS[who],
             alpha=0.75,
-            label="share that was right",
+            label="share right",
         )
         above.plot(found.said[filled], found.came_true[filled], "o", color=INK, markersize=3, label="mean probability")
         above.set_ylim(0, 1.03)

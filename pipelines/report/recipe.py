@@ -11,10 +11,18 @@ from distill.config import dump_config, to_plain
 from distill.losses import GeneralLosses
 from distill.training import TrainingOptions
 from pipelines.report import plots
-from pipelines.report.blocks import Block, Code, Figure, Group, Missing, Table
+from pipelines.report.blocks import Block, Code, Figure, Group, Table, Tables
 from pipelines.report.record import Record
-from pipelines.report.trainings import STAGES, TITLES
+from pipelines.report.trainings import STAGES
 from pipelines.run import Run
+
+PHASES = {
+    "teacher": "teacher",
+    "general": "general",
+    "task.intermediate": "task, layers",
+    "task.logits": "task, logits",
+}
+"""Trainings, short enough for a column of a table."""
 
 
 def recipe(run: Run, record: Record) -> list[Block]:
@@ -32,23 +40,14 @@ def recipe(run: Run, record: Record) -> list[Block]:
         f"{pairs.describe()} ({'given pair by pair' if _given(run) else f'strategy {run.config.layer_map.strategy}'}).",
     )
     blocks: list[Block] = [Group([drawn]), _shapes(run)]
-    losses = list(_losses(run))
-    blocks.append(
-        Table(
-            "Losses",
-            ("phase", "term", "weight", "form"),
-            losses,
-            "A phase minimises the weighted sum of its terms.",
-            texts=True,
-        )
-        if losses
-        else Missing("No loss term is on.")
+    trainings = Table(
+        "Trainings", ("phase", "length", "batch", "rate", "schedule"), [*_trainings(run, record)], texts=True
     )
-    blocks.append(
-        Table("Trainings", ("phase", "length", "batch", "rate", "schedule"), list(_trainings(run, record)), texts=True)
-    )
-    blocks.append(Table("Data", ("what", "count"), list(_data(run, record))))
-    blocks.append(Table("Otherwise", ("setting", "value"), list(_settings(run)), texts=True))
+    note = "A phase minimises the weighted sum of its terms."
+    losses = Table("Losses", ("phase", "term", "weight", "form"), list(_losses(run)), note, texts=True)
+    blocks.append(Tables([losses, trainings]))
+    data = Table("Data", ("what", "count"), list(_data(run, record)))
+    blocks.append(Tables([data, Table("Otherwise", ("setting", "value"), list(_settings(run)), texts=True)]))
     blocks.append(Code("All settings (config.yaml): running them again repeats the run", dump_config(run.config)))
     return blocks
 
@@ -87,7 +86,7 @@ def _losses(run: Run) -> Iterator[tuple[str, str, str, str]]:
         for name, term in getattr(losses, terms)().items():
             plain: Mapping[str, Any] = to_plain(term)
             form = ", ".join(f"{key} {value}" for key, value in plain.items() if key != "weight" and value is not None)
-            yield TITLES[phase], name, f"{term.weight:g}", form
+            yield PHASES[phase], name, f"{term.weight:g}", form
 
 
 def _trainings(run: Run, record: Record) -> Iterator[tuple[str, str, str, str, str]]:
@@ -100,11 +99,15 @@ def _trainings(run: Run, record: Record) -> Iterator[tuple[str, str, str, str, s
     }
     for name, one in options.items():
         if one is not None:
-            length = f"{one.max_steps:,} steps" if one.max_steps is not None else f"{one.epochs:g} epochs"
+            length = (
+                f"{one.max_steps:,} steps"
+                if one.max_steps is not None
+                else f"{one.epochs:g} epoch{'s' if one.epochs != 1 else ''}"
+            )
             steps = _steps(record, name)
             taken = f" ({steps:,} steps)" if steps is not None and one.max_steps is None else ""
             balance = ", terms balanced by gradient" if one.balance == "gradient" else ""
-            yield TITLES[name], length + taken, f"{one.batch_size:,}", f"{one.learning_rate:g}", one.schedule + balance
+            yield PHASES[name], length + taken, f"{one.batch_size:,}", f"{one.learning_rate:g}", one.schedule + balance
 
 
 def _steps(record: Record, name: str) -> int | None:

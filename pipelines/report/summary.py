@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.report.answers import Test
 from pipelines.report.blocks import Block, Head, Missing, Table, Text, Tile
 from pipelines.report.record import Record
+from pipelines.report.uncertainty import difference_interval
 from pipelines.run import Run
 
 LABELS = {"teacher": "teacher", "student": "student", "undistilled_student": "same student, labels alone"}
@@ -31,7 +32,8 @@ def head(run: Run, record: Record, test: Test | None) -> Head:
     models = _models(record, test)
     teacher, student = (models[who]["metrics"][test.metric] for who in ("teacher", "student"))
     blocks: list[Block] = [_table(models, test), *_artefacts(record, test), *_notes(record, test)]
-    return Head(_headline(teacher, student, test.metric), list(_sentences(models, test)), _tiles(models, test), blocks)
+    sentences = [*_sentences(run, models, test), *_chance(test, student - teacher)]
+    return Head(_headline(teacher, student, test.metric), sentences, _tiles(record, models, test), blocks)
 
 
 def _models(record: Record, test: Test) -> dict[str, dict[str, Any]]:
@@ -39,7 +41,8 @@ def _models(record: Record, test: Test) -> dict[str, dict[str, Any]]:
     known = record.results.get("evaluate", {})
     models = {who: dict(known[who]) for who in LABELS if who in known}
     for who, answers in test.sides():
-        models[who] = {**models.get(who, {}), "metrics": answers.metrics}
+        sizes = {"parameters": answers.parameters, "bytes": answers.bytes}
+        models[who] = {**models.get(who, {}), **sizes, "metrics": answers.metrics}
     return {who: models[who] for who in LABELS if who in models}
 
 
@@ -54,7 +57,7 @@ def _headline(teacher: float, student: float, metric: str) -> str:
     )
 
 
-def _sentences(models: Mapping[str, Mapping[str, Any]], test: Test) -> Iterator[str]:
+def _sentences(run: Run, models: Mapping[str, Mapping[str, Any]], test: Test) -> Iterator[str]:
     figure = {who: of["metrics"][test.metric] for who, of in models.items()}
     against = f"{figure['student']:.4f} against {figure['teacher']:.4f} on {len(test):,} test rows"
     if "undistilled_student" in figure:
@@ -64,32 +67,46 @@ def _sentences(models: Mapping[str, Mapping[str, Any]], test: Test) -> Iterator[
             f"distillation {'gives' if gain >= 0 else 'costs'} {abs(gain):.1f} points."
         )
     else:
+        off = not run.config.evaluate.undistilled
+        why = "evaluate.undistilled: false" if off else "the stage evaluate has not finished"
+        yield f"{against}. There is no student trained on the labels alone to compare with ({why})."
+
+
+def _chance(test: Test, difference: float) -> Iterator[str]:
+    """Whether other test rows could have turned the difference round."""
+    interval = difference_interval(test)
+    if interval is not None:
+        low, high = (end * 100 for end in interval)
+        may = "may be" if low <= 0 <= high else "is more than"
         yield (
-            f"{against}. No student was trained on the labels alone, so what distillation adds is not known "
-            "(evaluate.undistilled)."
+            f"On {len(test):,} rows a difference of {difference * 100:+.1f} points {may} chance: 95% interval "
+            f"{low:+.1f} to {high:+.1f} points, over resampled test rows."
         )
 
 
-def _tiles(models: Mapping[str, Mapping[str, Any]], test: Test) -> list[Tile]:
+def _tiles(record: Record, models: Mapping[str, Mapping[str, Any]], test: Test) -> list[Tile]:
     teacher, student = models["teacher"], models["student"]
     own, other = student["metrics"][test.metric], teacher["metrics"][test.metric]
-    tiles = [Tile(f"test {test.metric}", f"{own:.4f}", f"teacher {other:.4f} ({(own - other) * 100:+.1f} points)")]
-    if "bytes" in student and "bytes" in teacher:
-        tiles.append(
-            Tile(
-                "weights",
-                f"{student['bytes'] / 1e6:.1f} MB",
-                f"teacher {teacher['bytes'] / 1e6:.1f} MB ({student['bytes'] / teacher['bytes']:.0%})",
-            )
-        )
+    share = student["bytes"] / teacher["bytes"]
+    tiles = [
+        Tile(f"test {test.metric}", f"{own:.4f}", f"teacher {other:.4f} ({(own - other) * 100:+.1f} points)"),
+        Tile("weights", f"{student['bytes'] / 1e6:.1f} MB", f"teacher {teacher['bytes'] / 1e6:.1f} MB ({share:.0%})"),
+    ]
     if student.get("latency_ms") and "latency_ms" in teacher:
         faster = teacher["latency_ms"] / student["latency_ms"]
-        tiles.append(
-            Tile(
-                "one row", f"{student['latency_ms']:.1f} ms", f"teacher {teacher['latency_ms']:.1f} ms ({faster:.1f}x)"
-            )
-        )
+        detail = f"teacher {teacher['latency_ms']:.1f} ms ({faster:.1f}x), PyTorch"
+        tiles.append(Tile("one row", f"{student['latency_ms']:.1f} ms", detail))
+    if "int8" in (made := _made(record)):
+        file = made["int8"]
+        detail = f"{file['bytes'] / teacher['bytes']:.0%} of the teacher; {file['latency_ms']:.1f} ms a row"
+        tiles.append(Tile("as int8 file", f"{file['bytes'] / 1e6:.1f} MB", detail))
     return tiles
+
+
+def _made(record: Record) -> Mapping[str, Any]:
+    """Exported files by format."""
+    made: Mapping[str, Any] = record.results.get("export", {}).get("artefacts", {})
+    return made
 
 
 def _table(models: Mapping[str, Mapping[str, Any]], test: Test) -> Table:
@@ -98,8 +115,8 @@ def _table(models: Mapping[str, Mapping[str, Any]], test: Test) -> Table:
 
     def cells(of: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"{of['metrics'][name]:.4f}" if name in of["metrics"] else UNKNOWN for name in names)
-        yield f"{of['parameters'] / 1e6:.2f} M" if "parameters" in of else UNKNOWN
-        yield f"{of['bytes'] / 1e6:.1f}" if "bytes" in of else UNKNOWN
+        yield f"{of['parameters'] / 1e6:.2f} M"
+        yield f"{of['bytes'] / 1e6:.1f}"
         yield f"{of['latency_ms']:.1f}" if "latency_ms" in of else UNKNOWN
 
     rows = [(LABELS[who], *cells(of)) for who, of in models.items()]
@@ -109,7 +126,6 @@ def _table(models: Mapping[str, Mapping[str, Any]], test: Test) -> Table:
 
 def _artefacts(record: Record, test: Test) -> Iterator[Block]:
     """Files for a server: what export measured, and the benchmark where there is one."""
-    made: Mapping[str, Any] = record.results.get("export", {}).get("artefacts", {})
     rows = [
         (
             name,
@@ -118,7 +134,7 @@ def _artefacts(record: Record, test: Test) -> Iterator[Block]:
             f"{one['bytes'] / 1e6:.1f}",
             f"{one['latency_ms']:.1f}",
         )
-        for name, one in sorted(made.items(), reverse=True)
+        for name, one in sorted(_made(record).items(), reverse=True)
     ]
     if rows:
         heads = ("file", f"validation {test.metric}", "other answers than PyTorch", "MB", "ms a row")
@@ -151,7 +167,7 @@ def _notes(record: Record, test: Test) -> Iterator[Block]:
     if notes:
         yield Text(f"Of the data: {'; '.join(notes)}.")
     if "evaluate" not in record.results:
-        yield Missing("The stage evaluate has not finished: sizes, times and the undistilled student are not known.")
+        yield Missing("The stage evaluate has not finished: times and the undistilled student are not known.")
         return
     for who, answers in test.sides():
         before = record.results["evaluate"][who]["metrics"].get(test.metric)

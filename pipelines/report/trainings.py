@@ -51,15 +51,16 @@ def _losses(training: Training) -> Iterator[Figure]:
     parts = {name: points for name, points in losses.items() if name != "loss"}
     # With one part the total is that part times its weight: one line says it all.
     shown = losses if len(parts) != 1 else parts
-    positive = all(value > 0 for points in shown.values() for value in points.values())
+    values = [value for points in shown.values() for value in points.values()]
+    wide = min(values) > 0 and max(values) > 10 * min(values)
     yield Figure(
         "Loss" if len(shown) == 1 else "Loss and its parts",
         plots.curves(
             f"loss-{training.name}",
             f"Losses of {training.name} over steps: {', '.join(shown)}.",
             shown,
-            ylabel="loss (log scale)" if positive else "loss",
-            logarithmic=positive,
+            ylabel="loss (log scale)" if wide else "loss",
+            logarithmic=wide,
         ),
         "" if len(shown) == 1 else "Parts before their weights; loss is their weighted sum.",
     )
