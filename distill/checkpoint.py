@@ -48,13 +48,27 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     with _replacing(path) as temporary:
         fill(temporary)
         _flush_all(temporary)
-        old = path.with_name(f".{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
-            path.rename(old)
+        aside = _put_aside(path)
         temporary.rename(path)
         _flush(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Take a folder away whole: killed in the midst, nothing of it stands under its name."""
+    aside = _put_aside(path)
+    if aside.exists():
+        _flush(path.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_aside(path: Path) -> Path:
+    """Rename a folder, where it is there, to a hidden name, under which an earlier one is removed."""
+    aside = path.with_name(f".{path.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if path.exists():
+        path.rename(aside)
+    return aside
 
 
 @contextmanager

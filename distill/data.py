@@ -98,8 +98,9 @@ def load_task_data(options: DataOptions, task: TaskType, seed: int) -> TaskData:
         labels = source["train"][label][:]
     except UnicodeDecodeError as error:
         raise UserError(f"data.label: column {label!r} of train: {error}. Save the file as UTF-8.") from None
+    places = {split: _place(options, split) for split in source}
     if task.has_names:
-        check_forms(labels, task, label, "train")
+        check_forms(labels, task, label, places["train"])
     names = list(options.labels or task.label_names(labels, source["train"].features[label]))
     if options.labels and not task.has_names:
         raise UserError(f"data.labels: a {task.name} has no label names. Leave data.labels out, or correct task.type.")
@@ -109,7 +110,7 @@ def load_task_data(options: DataOptions, task: TaskType, seed: int) -> TaskData:
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"data.labels: {twice!r} stands twice. Give every label its own name.")
     checked = {
-        split: canonical_rows(rows, task, options.columns(), names, split)
+        split: canonical_rows(rows, task, options.columns(), names, places[split])
         for split, rows in source.items()
         if split in SPLITS
     }
@@ -120,7 +121,7 @@ def load_task_data(options: DataOptions, task: TaskType, seed: int) -> TaskData:
         notes.append("the labels of the source's test split are withheld")
     if task.has_names:  # elsewhere -1 may be a true value
         for split, rows in checked.items():
-            _refuse_withheld(rows[column][:], split, task)
+            _refuse_withheld(rows[column][:], places[split], task)
     if options.max_train_rows is not None and options.max_train_rows < len(checked["train"]):
         checked["train"] = checked["train"].shuffle(seed=seed).select(range(options.max_train_rows))
         notes.append(f"{options.max_train_rows:,} training rows were sampled")
@@ -175,6 +176,16 @@ def unreadable(options: SourceOptions, key: str, error: Exception) -> UserError:
         f"{key}.path: {options.path}{'/' + options.name if options.name else ''} cannot be read: {_deepest(error)}. "
         f"Check {key}.path, {key}.name and {key}.data_files; a hub set needs the network or a local copy."
     )
+
+
+def _place(options: DataOptions, split: str) -> str:
+    """A split's name and, where it is of one file, that file: what rows are counted in."""
+    given = options.data_files
+    if isinstance(given, dict):
+        files = list(_files({split: given.get((options.splits or {}).get(split) or split, [])}))
+    else:
+        files = list(_files(given)) if split == "train" else []
+    return f"{split} ({files[0]})" if len(files) == 1 else split
 
 
 def _refuse_withheld(labels: Sequence[Any], split: str, task: TaskType) -> None:

@@ -15,16 +15,21 @@ from distill.tasks import Columns, Rows, TaskType, config_key
 def check_forms(labels: Sequence[Any], task: TaskType, column: str, split: str) -> None:
     """What must hold of labels before their names can be found.
 
+    Args:
+        split: as messages name it, perhaps with its file.
+
     Raises:
         UserError: naming the split, the row (from 0) and the rule.
     """
     for index, value in enumerate(labels):
-        if value is not None:
-            _located(task.check_form, value, "data.label", column, split, index)
+        _located(task.check_form, value, "data.label", column, split, index)
 
 
 def canonical_rows(dataset: Dataset, task: TaskType, columns: Columns, names: Sequence[str], split: str) -> Dataset:
     """Rename and check: every text a string, every label within the names.
+
+    Args:
+        split: as messages name it, perhaps with its file.
 
     Raises:
         UserError: naming the split, the row (from 0) and the rule.

@@ -84,6 +84,8 @@ class TaskType:
         """Raises ValueError for a label that is none of this task, whatever the names; of tasks that have names."""
         if isinstance(value, list | dict):
             raise ValueError(f"{value!r} is no single label; task.type may be another")
+        if isinstance(value, float) and np.isnan(value):
+            raise ValueError("the label is missing")
         if isinstance(value, float) and not value.is_integer():
             raise ValueError(f"{value!r} is no class; task.type may be regression")
 
@@ -316,9 +318,16 @@ class QuestionAnswering(TaskType):
     def read_label(self, value: Any, names: Sequence[str]) -> dict[str, list[Any]]:
         if not isinstance(value, Mapping) or not {"text", "answer_start"} <= set(value):
             raise ValueError(f"{value!r} has no text and answer_start")
-        if len(value["text"]) != len(value["answer_start"]):
+        texts, starts = value["text"], value["answer_start"]
+        if not isinstance(texts, list) or not isinstance(starts, list):
+            raise ValueError(f"{value!r} has no lists of texts and answer_starts")
+        if len(texts) != len(starts):
             raise ValueError("text and answer_start differ in number")
-        return {"text": list(value["text"]), "answer_start": [int(start) for start in value["answer_start"]]}
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{value!r} has an answer that is not a text")
+        if not all(isinstance(start, int | float) and float(start).is_integer() for start in starts):
+            raise ValueError(f"{value!r} has an answer that begins at no whole number")
+        return {"text": texts, "answer_start": [int(start) for start in starts]}
 
     def is_withheld(self, label: Any) -> bool:
         return False

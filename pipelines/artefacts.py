@@ -22,16 +22,12 @@ from distill.export.parity import Agreement, agreement, require_agreement
 from distill.export.quantization import RECIPES, Candidate, choose, quantize, ranges
 from distill.export.runtime import OnnxModel
 from pipelines.encoded import Encoded
+from pipelines.export import artefacts_folder
 from pipelines.run import Run
 
 MODEL_FILE = "model.onnx"
 ROUNDS = 5
 """How often each candidate's latency is measured, in turn with the others; the median counts."""
-
-
-def artefacts_folder(run: Run) -> Path:
-    """One folder in it for each format, each with the tokenizer and metadata.json."""
-    return run.folder / "artefacts"
 
 
 def write_artefacts(run: Run, student: Path) -> dict[str, Any]:
@@ -48,7 +44,6 @@ def write_artefacts(run: Run, student: Path) -> dict[str, Any]:
     def fill(folder: Path) -> None:
         figures.update(Workshop(run, run.encoded, model, folder).make(options.to, options.max_int8_loss_points))
 
-    shutil.rmtree(artefacts_folder(run), ignore_errors=True)  # it may be another student's
     write_folder(artefacts_folder(run), fill)
     return figures
 

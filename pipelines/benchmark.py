@@ -25,8 +25,9 @@ from distill.export.timing import Subject, Timed, Workload, all_threads, measure
 from distill.families import positions
 from distill.settings import UserError
 from distill.teachers import resolve, weights_hash
-from pipelines.artefacts import MODEL_FILE, Workshop, artefacts_folder
+from pipelines.artefacts import MODEL_FILE, Workshop
 from pipelines.encoded import Encoded
+from pipelines.export import artefacts_folder
 from pipelines.machine import machine
 from pipelines.run import Run
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from distill.activations import model_inputs, read_logits
-from distill.checkpoint import write_folder
+from distill.checkpoint import remove_folder, write_folder
 from distill.config import Config, to_plain
 from distill.export.options import require_packages
 from distill.settings import UserError
@@ -18,6 +18,11 @@ from pipelines import general, task
 from pipelines.card.facts import origins
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
+
+
+def artefacts_folder(run: Run) -> Path:
+    """One folder in it for each format, each with the tokenizer and metadata.json."""
+    return run.folder / "artefacts"
 
 
 class ExportStage(Stage):
@@ -58,6 +63,8 @@ class ExportStage(Stage):
                 model.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
                 self._require_equal(run, model, auto_class.from_pretrained(folder))
+                # Before this student takes its place: they are of the one that was there.
+                remove_folder(artefacts_folder(run))
 
             write_folder(target, save)
         run.accelerator.wait_for_everyone()

@@ -44,10 +44,19 @@ def rows(rows: list[dict[str, object]], *more: str) -> Make:
     return make
 
 
+def parquet_of(rows: list[dict[str, object]]) -> Make:
+    def make(folder: Path) -> Overrides:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "rows.parquet")
+        return file("rows.parquet", (folder / "rows.parquet").read_bytes())(folder)
+
+    return make
+
+
 def cut_parquet(folder: Path) -> Overrides:
-    parquet.write_table(pyarrow.Table.from_pylist(ROWS), folder / "rows.parquet")
+    overrides = parquet_of(list(ROWS))(folder)
     whole = (folder / "rows.parquet").read_bytes()
-    return file("rows.parquet", whole[: len(whole) // 2])(folder)
+    (folder / "rows.parquet").write_bytes(whole[: len(whole) // 2])
+    return overrides
 
 
 def folder_for_a_file(folder: Path) -> Overrides:
@@ -57,6 +66,14 @@ def folder_for_a_file(folder: Path) -> Overrides:
 def validation_of_other_columns(folder: Path) -> Overrides:
     other = write_rows(folder / "validation.jsonl", [{"body": "rain", "class": 1}] * 5)
     return [*rows(list(ROWS))(folder), f"data.data_files.validation={other}"]
+
+
+def validation_with(row: dict[str, object]) -> Make:
+    def make(folder: Path) -> Overrides:
+        other = write_rows(folder / "validation.jsonl", [*ROWS[:5], row])
+        return [*rows(list(ROWS))(folder), f"data.data_files.validation={other}"]
+
+    return make
 
 
 def question(**changes: object) -> dict[str, object]:
@@ -155,6 +172,78 @@ MORE_CASES: dict[str, Case] = {
         ("data.text", "row 0 of train", "not a text"),
     ),
     "label that is null": (rows([*ROWS, {"text": "rain", "label": None}]), ("data.label", "row 20 of train", "None")),
+    "empty cells of a csv": (
+        file("a.csv", CSV + b",1\n"),
+        ("data.text", "row 20 of train (", "a.csv)", "None is not a text", "remove the row"),
+    ),
+    "label of an empty cell": (
+        file("a.csv", CSV + b"rain,\n"),
+        ("data.label", "row 20 of train (", "a.csv)", "label None", "remove the row"),
+    ),
+    "label that is not a number": (
+        parquet_of([{**row, "label": float("nan") if index == 7 else 1.0} for index, row in enumerate(ROWS)]),
+        ("data.label", "row 7 of train (", "the label is missing"),
+    ),
+    "null in a column of words": (
+        rows([*({**row, "label": "ab"[index % 2]} for index, row in enumerate(ROWS)), {"text": "rain", "label": None}]),
+        ("data.label", "row 20 of train", "None"),
+    ),
+    "parquet with a null text": (
+        parquet_of([*ROWS, {"text": None, "label": 1}]),
+        ("data.text", "row 20 of train", "rows.parquet"),
+    ),
+    "parquet with a null label": (
+        parquet_of([*ROWS, {"text": "rain", "label": None}]),
+        ("data.label", "row 20 of train", "rows.parquet"),
+    ),
+    "texts that are all null": (
+        parquet_of([{**row, "text": None} for row in ROWS]),
+        ("data.text", "row 0 of train", "None is not a text"),
+    ),
+    "labels that are all null": (parquet_of([{**row, "label": None} for row in ROWS]), ("data.label", "0 label(s)")),
+    "second text that is null": (
+        rows(
+            [{**row, "other": None if index == 7 else "wind"} for index, row in enumerate(ROWS)], "data.text_pair=other"
+        ),
+        ("data.text_pair", "row 7 of train", "None is not a text"),
+    ),
+    "null where a list of labels is wanted": (
+        rows([{"text": "rain", "label": [0, 1]}] * 20 + [{"text": "rain", "label": None}], MULTI),
+        ("data.label", "row 20 of train", "None is not a list of labels"),
+    ),
+    "null in a list of labels": (
+        rows([{"text": "rain", "label": [0, 1]}] * 20 + [{"text": "rain", "label": [0, None]}], MULTI),
+        ("data.label", "row 20 of train", "None"),
+    ),
+    "number that is null": (
+        rows(
+            [{"text": "rain", "label": index / 20} for index in range(20)] + [{"text": "rain", "label": None}],
+            REGRESSION,
+        ),
+        ("data.label", "row 20 of train", "None is not a number"),
+    ),
+    "tags that are null": (
+        tokens({"tokens": ["rain"], "tags": None}),
+        ("data.label", "row 20 of train", "not a list of tags"),
+    ),
+    "tokens that are null": (
+        tokens({"tokens": None, "tags": ["O"]}),
+        ("data.text", "row 20 of train", "not a list of words"),
+    ),
+    "answers that are null": (
+        rows([question()] * 20 + [question(answers=None)], QUESTIONS),
+        ("data.label", "row 20 of train"),
+    ),
+    "null among the answers": (answered(["town", None], [8, 8]), ("data.label", "row 20 of train", "not a text")),
+    "answer that begins nowhere": (answered(["town"], [None]), ("data.label", "row 20 of train", "no whole number")),
+    "question that is null": (
+        rows([question()] * 20 + [question(question=None)], QUESTIONS),
+        ("data.text", "row 20 of train", "None is not a text"),
+    ),
+    "null in a split of its own": (
+        validation_with({"text": None, "label": 1}),
+        ("data.text", "row 5 of validation (", "validation.jsonl)", "None is not a text"),
+    ),
     "label between classes": (
         rows([*ROWS, {"text": "rain", "label": 0.5}]),
         ("data.label", "row 20 of train", "0.5", "regression"),

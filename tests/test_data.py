@@ -266,7 +266,7 @@ def test_a_test_split_with_withheld_labels_is_not_reported(tmp_path: Path) -> No
 def test_a_single_withheld_label_is_refused_by_row(split: str, tmp_path: Path) -> None:
     rows = {name: numbered(name, 12) for name in ("train", "validation", "test")}
     rows[split][5]["label"] = -1
-    with pytest.raises(UserError, match=rf"data\.label: row 5 of {split} has the label -1"):
+    with pytest.raises(UserError, match=rf"data\.label: row 5 of {split} \(.*{split}\.jsonl\) has the label -1"):
         load(source(tmp_path, **rows))
 
 
