@@ -193,7 +193,7 @@ class Regression(TaskType):
     def read_label(self, value: Any, names: Sequence[str]) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
             raise ValueError(f"{value!r} is not a number")
-        if abs(value) > np.finfo(np.float32).max:
+        if abs(value) > float(np.finfo(np.float32).max):
             raise ValueError(f"{value!r} is too large for float32")
         return float(value)
 
