@@ -121,9 +121,10 @@ def test_a_run_without_artefacts_is_as_before(run_folder: Path) -> None:
 
 def breaking(change: float) -> Any:
     """Stands in for export_graph: writes the exported graph with every weight of its layers moved by `change`."""
+    whole = exported_run() / "artefacts" / "onnx" / "model.onnx"  # made before anything stands in
 
     def write(model: Any, batch: Any, file: Path) -> None:
-        program = onnx.load(exported_run() / "artefacts" / "onnx" / "model.onnx")
+        program = onnx.load(whole)
         for tensor in program.graph.initializer:
             if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2:
                 tensor.CopyFrom(
