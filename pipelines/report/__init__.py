@@ -69,7 +69,7 @@ def write_report(run: Run, wishes: Wishes, file: Path) -> None:
         Section("cost", "Time and cost", costs(record, wishes.price_per_hour)),
     ]
     title = f"Distillation report: {run.folder.resolve().name}"
-    write_text(file, render(title, head(run, record, test), sections, _facts(run)))
+    write_text(file, render(title, head(run, record, test, teacher, student), sections, _facts(run)))
 
 
 def _attention(

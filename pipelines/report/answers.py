@@ -33,9 +33,6 @@ class Answers:
     """Of each encoded row, padding cut off."""
     predictions: list[Any]
     metrics: dict[str, float]
-    parameters: int
-    bytes: int
-    """Of the weights."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +76,7 @@ def _ask(run: Run, encoded: Encoded, model: PreTrainedModel, who: str) -> Answer
             bar.update(len(part))
     predictions, _ = run.task.decode(logits, features, rows, names)
     metrics = score(logits, features, rows, run.task, names)
-    weights = list(model.parameters())
-    count, size = sum(one.numel() for one in weights), sum(one.numel() * one.element_size() for one in weights)
-    return Answers(features, logits, predictions, metrics, count, size)
+    return Answers(features, logits, predictions, metrics)
 
 
 def probabilities(logits: np.ndarray, kind: Logits) -> np.ndarray:

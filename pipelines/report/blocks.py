@@ -116,7 +116,8 @@ class Rows:
 
     kind: ClassVar[str] = "rows"
     rows: Sequence[Row]
-    note: str
+    summary: str = ""
+    """Words of what can be unfolded; empty for rows that are always shown."""
 
 
 Block = Group | Table | Tables | Text | Quote | Code | Missing | Rows

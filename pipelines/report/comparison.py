@@ -13,12 +13,14 @@ from distill.evaluation import exact_match, token_f1
 from distill.losses import IGNORED, Logits
 from pipelines.report import plots
 from pipelines.report.answers import Answers, Test, probabilities
-from pipelines.report.blocks import Answer, Block, Figure, Group, Missing, Row, Rows, Table
+from pipelines.report.blocks import Answer, Block, Figure, Group, Missing, Row, Rows, Table, Text
 from pipelines.report.calibration import reliability
 from pipelines.report.decisions import Decisions, calibration, diagrams, errors
 
 MOST_ROWS = 40
-"""Disagreements that are shown."""
+"""Disagreements that are given."""
+OPEN_ROWS = 10
+"""Those of them that are not folded away."""
 MOST_LETTERS = 2000
 """Of a text that is shown."""
 MOST_LABELS = 30
@@ -55,8 +57,12 @@ def disagreements(test: Test, found: Comparison) -> list[Block]:
     share = f"{len(found.differing):,} of {len(test):,} test rows ({len(found.differing) / len(test):.1%})"
     if not found.differing:
         return [Missing(f"Teacher and student answer all {len(test):,} test rows alike: there is nothing to show.")]
-    shown = f" The first {len(found.rows)} are shown." if len(found.rows) < len(found.differing) else ""
-    return [Rows(found.rows, f"They differ on {share}; {found.order}.{shown} Rows are numbered from 0.")]
+    given = f" The first {len(found.rows)} are given." if len(found.rows) < len(found.differing) else ""
+    blocks: list[Block] = [Text(f"They differ on {share}; {found.order}.{given} Rows are numbered from 0.")]
+    blocks.append(Rows(found.rows[:OPEN_ROWS]))
+    if more := found.rows[OPEN_ROWS:]:
+        blocks.append(Rows(more, summary=f"{len(more)} more"))
+    return blocks
 
 
 def _comparison(
@@ -158,7 +164,7 @@ def _labels(test: Test) -> Comparison:
     order = "those where the student is surest of a label that the teacher sees otherwise come first"
     return _comparison(
         test,
-        (_label_errors(gold, chosen, test.names), diagrams(found, "labels of rows", what)),
+        (_label_errors(gold, chosen, test.names), diagrams(found, "labels", what)),
         differs,
         sure,
         order,
@@ -247,7 +253,7 @@ def _values(test: Test) -> Comparison:
     distance = np.abs(student - teacher)
     differs = distance > distance.mean()
     none = Missing("A number comes without a probability: calibration is for tasks with classes.")
-    order = "further than on average, that is, the widest apart first"
+    order = "that is, are further apart than on average; the widest apart come first"
     return _comparison(test, ([Group(figures)], [none]), differs, distance, order, row)
 
 

@@ -16,6 +16,8 @@ from pipelines.report.calibration import BINS, Reliability, reliability
 MOST_CLASSES = 60
 """Classes of the table of classes; of more, those with the greatest loss."""
 MOST_CONFUSIONS = 10
+MOST_COLUMNS = 40
+"""Classes of a confusion matrix that is given as a table too."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,13 @@ def counts(gold: np.ndarray, probability: np.ndarray) -> np.ndarray:
 def errors(decisions: Decisions) -> list[Block]:
     """Confusion matrices of both, the commonest mistakes, the classes."""
     found = {who: counts(decisions.gold, probability) for who, probability in decisions.sides()}
+    many = len(decisions.names) > plots.MOST_NAMES
+    numbered = " Classes by number, in the order of the labels." if many else ""
     figures = [
         Figure(
             f"Confusion matrix of the {who}",
             plots.confusion(f"confusion-{who}", _alt(who, matrix, decisions), matrix, decisions.names, who),
-            f"{np.trace(matrix):,} of {matrix.sum():,} {decisions.of} right. Shade: share of the gold class.",
+            f"{np.trace(matrix):,} of {matrix.sum():,} {decisions.of} right. Shade: share of the gold class.{numbered}",
         )
         for who, matrix in found.items()
     ]
@@ -56,7 +60,7 @@ def errors(decisions: Decisions) -> list[Block]:
         note = f"Number of {decisions.of}; those the student makes most often first."
         tables.append(Table("Commonest mistakes", ("gold, taken for", "teacher", "student"), mistakes, note))
     blocks: list[Block] = [Group(figures), Tables(tables)]
-    if len(decisions.names) <= plots.MOST_NAMES:
+    if len(decisions.names) <= MOST_COLUMNS:
         heads = ("gold", *decisions.names)
         blocks += [
             Table(

@@ -51,8 +51,8 @@ STYLE: Any = {
 }
 MOST_NUMBERS = 12
 """Classes of a confusion matrix whose cells have numbers in them."""
-MOST_NAMES = 40
-"""Classes of a confusion matrix that are named on its axes."""
+MOST_NAMES = 16
+"""Classes of a confusion matrix that are named on its axes; of more, letters could not be read on a phone."""
 MOST_VECTOR_POINTS = 1500
 """Points of a scatter drawn as shapes; more are drawn as one picture inside the SVG."""
 
@@ -164,8 +164,7 @@ def _shades(who: str) -> Colormap:
 def confusion(name: str, alt: str, counts: np.ndarray, names: Sequence[str], who: str) -> str:
     """Gold classes down, predicted ones across; shade: the share of the gold class. counts: (C, C)."""
     classes = len(names)
-    longest = 14 if classes <= MOST_NUMBERS else 10
-    size = 8.5 if classes <= 6 else max(3.5, 8.5 - 0.22 * (classes - 6))
+    size = max(6.4, 8.5 - 0.22 * max(classes - 6, 0))
 
     def paint(axes: Axes) -> None:
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -175,7 +174,7 @@ def confusion(name: str, alt: str, counts: np.ndarray, names: Sequence[str], who
         axes.spines[:].set_color(FAINT)
         axes.spines[:].set_visible(True)
         if classes <= MOST_NAMES:
-            shown = [cut(label, longest) for label in names]
+            shown = [cut(label, 14) for label in names]
             axes.set_xticks(range(classes), shown, fontsize=size, **_upright(shown))
             axes.set_yticks(range(classes), shown, fontsize=size)
         axes.tick_params(length=0)

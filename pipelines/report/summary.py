@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from pipelines.report.answers import Test
 from pipelines.report.blocks import Block, Head, Missing, Table, Text, Tile
 from pipelines.report.record import Record
@@ -17,8 +19,9 @@ TOLERANCE = 1e-6
 """How far a figure of summary.json may be from the one computed anew: sums of float32 in another order."""
 
 
-def head(run: Run, record: Record, test: Test | None) -> Head:
+def head(run: Run, record: Record, test: Test | None, teacher: PreTrainedModel, student: PreTrainedModel) -> Head:
     """Of a run with a task from its test rows, of general distillation alone from what there is."""
+    sizes = {"teacher": _sizes(teacher), "student": _sizes(student)}
     if test is None:
         return Head(
             "A general student, without a task",
@@ -28,21 +31,29 @@ def head(run: Run, record: Record, test: Test | None) -> Head:
                     "confusion to show. What can be seen is how its losses fell and where it looks."
                 )
             ],
+            [_size_tile(sizes)],
         )
-    models = _models(record, test)
-    teacher, student = (models[who]["metrics"][test.metric] for who in ("teacher", "student"))
+    models = _models(record, test, sizes)
+    kept, own = (models[who]["metrics"][test.metric] for who in ("teacher", "student"))
     blocks: list[Block] = [_table(models, test), *_artefacts(record, test), *_notes(record, test)]
-    sentences = [*_sentences(run, models, test), *_chance(test, student - teacher)]
-    return Head(_headline(teacher, student, test.metric), sentences, _tiles(record, models, test), blocks)
+    sentences = [*_sentences(run, models, test), *_chance(test, own - kept)]
+    return Head(_headline(kept, own, test.metric), sentences, _tiles(record, models, test), blocks)
 
 
-def _models(record: Record, test: Test) -> dict[str, dict[str, Any]]:
+def _sizes(model: PreTrainedModel) -> dict[str, int]:
+    weights = list(model.parameters())
+    return {
+        "parameters": sum(one.numel() for one in weights),
+        "bytes": sum(one.numel() * one.element_size() for one in weights),
+    }
+
+
+def _models(record: Record, test: Test, sizes: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, Any]]:
     """Figures of the stage evaluate; the metrics of teacher and student are those found now."""
     known = record.results.get("evaluate", {})
     models = {who: dict(known[who]) for who in LABELS if who in known}
     for who, answers in test.sides():
-        sizes = {"parameters": answers.parameters, "bytes": answers.bytes}
-        models[who] = {**models.get(who, {}), **sizes, "metrics": answers.metrics}
+        models[who] = {**models.get(who, {}), **sizes[who], "metrics": answers.metrics}
     return {who: models[who] for who in LABELS if who in models}
 
 
@@ -75,7 +86,7 @@ def _sentences(run: Run, models: Mapping[str, Mapping[str, Any]], test: Test) ->
 def _chance(test: Test, difference: float) -> Iterator[str]:
     """Whether other test rows could have turned the difference round."""
     interval = difference_interval(test)
-    if interval is not None:
+    if interval is not None and interval != (0.0, 0.0):
         low, high = (end * 100 for end in interval)
         may = "may be" if low <= 0 <= high else "is more than"
         yield (
@@ -87,10 +98,9 @@ def _chance(test: Test, difference: float) -> Iterator[str]:
 def _tiles(record: Record, models: Mapping[str, Mapping[str, Any]], test: Test) -> list[Tile]:
     teacher, student = models["teacher"], models["student"]
     own, other = student["metrics"][test.metric], teacher["metrics"][test.metric]
-    share = student["bytes"] / teacher["bytes"]
     tiles = [
         Tile(f"test {test.metric}", f"{own:.4f}", f"teacher {other:.4f} ({(own - other) * 100:+.1f} points)"),
-        Tile("weights", f"{student['bytes'] / 1e6:.1f} MB", f"teacher {teacher['bytes'] / 1e6:.1f} MB ({share:.0%})"),
+        _size_tile(models),
     ]
     if student.get("latency_ms") and "latency_ms" in teacher:
         faster = teacher["latency_ms"] / student["latency_ms"]
@@ -101,6 +111,11 @@ def _tiles(record: Record, models: Mapping[str, Mapping[str, Any]], test: Test) 
         detail = f"{file['bytes'] / teacher['bytes']:.0%} of the teacher; {file['latency_ms']:.1f} ms a row"
         tiles.append(Tile("as int8 file", f"{file['bytes'] / 1e6:.1f} MB", detail))
     return tiles
+
+
+def _size_tile(models: Mapping[str, Mapping[str, Any]]) -> Tile:
+    own, other = (models[who]["bytes"] for who in ("student", "teacher"))
+    return Tile("weights", f"{own / 1e6:.1f} MB", f"teacher {other / 1e6:.1f} MB ({own / other:.0%})")
 
 
 def _made(record: Record) -> Mapping[str, Any]:
