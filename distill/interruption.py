@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 
 class Interrupted(Exception):
-    """A signal ended the run after its checkpoint was saved. Exit status 128 + signal."""
+    """A signal ended the run after its checkpoint was saved, or a server after its last answer. Exit status 128 +
+    signal."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"{signal.Signals(signum).name}: the run stopped after saving; start it again to go on")
+    def __init__(self, signum: int, what: str = "the run stopped after saving; start it again to go on") -> None:
+        super().__init__(f"{signal.Signals(signum).name}: {what}")
         self.status = 128 + signum
 
 

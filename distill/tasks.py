@@ -27,6 +27,7 @@ from transformers import (
 
 from distill.losses import IGNORED, Logits
 from distill.settings import UserError
+from distill.spans import spans
 
 WITHHELD = -1
 """The label of a row whose true label is not published (GLUE's test splits)."""
@@ -301,9 +302,6 @@ class QuestionAnswering(TaskType):
     others = ("exact_match",)
     has_names = False
 
-    longest_answer_tokens: ClassVar[int] = 30
-    best_positions: ClassVar[int] = 20
-
     def columns(self, columns: Columns, available: Sequence[str]) -> dict[str, str]:
         wanted = {
             "question": columns.text or "question",
@@ -373,7 +371,7 @@ class QuestionAnswering(TaskType):
             logits, features["row"], features["starts"], features["ends"], strict=True
         ):
             no_answer[row] = min(no_answer.get(row, np.inf), float(window[0].sum()))
-            for score, first, last in self._spans(np.asarray(window), starts):
+            for score, first, last in spans(np.asarray(window), starts):
                 if score > best.get(row, (-np.inf, ""))[0]:
                     best[row] = (score, contexts[int(row)][starts[first] : ends[last]])
         # No answer can only be right where the set has such rows; elsewhere the best span is always taken.
@@ -384,18 +382,6 @@ class QuestionAnswering(TaskType):
             predictions.append("" if may_be_empty and no_answer[row] > score else text)
             references.append(list(answers[row]["text"]) or [""])
         return predictions, references
-
-    def _spans(self, window: np.ndarray, starts: Sequence[int]) -> list[tuple[float, int, int]]:
-        inside = np.asarray(starts) >= 0
-        scores = np.where(inside[:, None], window, -np.inf)
-        first_tokens = np.argsort(-scores[:, 0])[: self.best_positions]
-        last_tokens = np.argsort(-scores[:, 1])[: self.best_positions]
-        return [
-            (float(scores[first, 0] + scores[last, 1]), int(first), int(last))
-            for first in first_tokens
-            for last in last_tokens
-            if inside[first] and inside[last] and first <= last < first + self.longest_answer_tokens
-        ]
 
 
 TASKS: dict[str, TaskType] = {

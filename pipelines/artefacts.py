@@ -21,11 +21,11 @@ from distill.export.metadata import write_metadata
 from distill.export.parity import Agreement, agreement, require_agreement
 from distill.export.quantization import RECIPES, Candidate, choose, quantize, ranges
 from distill.export.runtime import OnnxModel
+from distill.export.session import MODEL_FILE
 from pipelines.encoded import Encoded
 from pipelines.export import artefacts_folder
 from pipelines.run import Run
 
-MODEL_FILE = "model.onnx"
 ROUNDS = 5
 """How often each candidate's latency is measured, in turn with the others; the median counts."""
 
@@ -151,6 +151,7 @@ class Workshop:
                 "task": run.task.name,
                 "labels": list(run.data.names),
                 "max_length": run.config.data.max_length,
+                "pairs": bool({"text_pair", "context"} & set(run.data.splits["train"].column_names)),
                 "metric": run.metric,
                 **figures,
             },

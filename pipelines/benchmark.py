@@ -21,11 +21,12 @@ from distill.export.graph import export_graph
 from distill.export.options import FORMATS
 from distill.export.quantization import quantize, ranges
 from distill.export.runtime import OnnxModel
+from distill.export.session import MODEL_FILE
 from distill.export.timing import Subject, Timed, Workload, all_threads, measure
 from distill.families import positions
 from distill.settings import UserError
 from distill.teachers import resolve, weights_hash
-from pipelines.artefacts import MODEL_FILE, Workshop
+from pipelines.artefacts import Workshop
 from pipelines.encoded import Encoded
 from pipelines.export import artefacts_folder
 from pipelines.machine import machine

@@ -259,6 +259,81 @@ def report(
     close_run(run)
 
 
+@app.command()
+def serve(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder whose student was exported, or an artefact's folder.")
+    ],
+    artefact: Annotated[
+        str | None, typer.Option(help="Which of RUN/artefacts: int8 or onnx; int8 where both are there.")
+    ] = None,
+    with_teacher: Annotated[
+        bool, typer.Option("--with-teacher", help="Serve the run's teacher too, and show it on the page.")
+    ] = False,
+    host: Annotated[str, typer.Option(help="127.0.0.1: this machine alone; 0.0.0.0 or ::: whoever reaches it.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=1024, max=65535, help="Port to listen on.")] = 8080,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that answer.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of one forward.")] = 1,
+    max_batch_rows: Annotated[int, typer.Option(min=1, help="Most rows of a batch; 1 turns batching off.")] = 32,
+    batch_wait_ms: Annotated[
+        float, typer.Option(min=0, help="How long a batch waits for more rows while requests come faster than that.")
+    ] = 2.0,
+    max_rows: Annotated[int, typer.Option(min=1, help="Most rows of a request.")] = 64,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of a request.")] = 1_000_000,
+    max_characters: Annotated[int, typer.Option(min=1, help="Most characters of a text.")] = 20_000,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Most requests under way; more get 503.")] = 512,
+    timeout_seconds: Annotated[float, typer.Option(min=0.001, help="A request that waited longer gets 504.")] = 30.0,
+    drain_seconds: Annotated[
+        int, typer.Option(min=1, help="After SIGTERM, how long accepted requests have to be answered.")
+    ] = 25,
+) -> None:
+    """Serve a run's exported student on ONNX Runtime: Open Inference Protocol v2, SageMaker's routes, and a page.
+
+    GET / is a page to type a sentence; POST /v2/models/student/infer and POST /invocations answer programs; GET
+    /v2/health/ready and /ping say whether it is up, /metrics counts for Prometheus. Rows of several requests are
+    answered in one batch. On SIGTERM what was accepted is answered, then it exits with 143.
+
+    Examples: tinybert serve runs/bbc_news --with-teacher
+
+    curl -H 'content-type: application/json' -d '{"inputs": "shares fell"}' http://127.0.0.1:8080/invocations
+    """
+    from distill.export.options import require_packages
+    from distill.settings import UserError
+
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder. Give the folder a run was written to.")
+    require_packages("serve", ["litserve", "onnxruntime", "prometheus_client"], "serve")
+
+    from distill.serving.artefact import find_artefact, student_model
+    from distill.serving.options import ServingOptions
+    from distill.serving.server import serve as serve_models
+
+    options = ServingOptions(
+        host=host,
+        port=port,
+        workers=workers,
+        threads=threads,
+        max_batch_rows=max_batch_rows,
+        batch_wait_ms=batch_wait_ms,
+        max_rows=max_rows,
+        max_bytes=max_bytes,
+        max_characters=max_characters,
+        max_waiting=max_waiting,
+        timeout_seconds=timeout_seconds,
+        drain_seconds=drain_seconds,
+    )
+    models = [student_model(find_artefact(folder, artefact), threads)]
+    if with_teacher:
+        _settle()
+        from pipelines.serve import teacher_model
+
+        _require_student(folder)
+        models.append(teacher_model(folder, models[0].served, threads))
+    serve_models(models, options)
+
+
 def main() -> None:
     """The `tinybert` command."""
     _exit_with(app)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.checkpoint import sha256_of, write_json
+from distill.export.session import METADATA_FILE
 
-FILE = "metadata.json"
 PACKAGES = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "onnxscript")
 
 
@@ -22,4 +22,4 @@ def write_metadata(folder: Path, values: Mapping[str, Any]) -> None:
         if file.is_file()
     }
     versions = {name: version(name) for name in PACKAGES}
-    write_json(folder / FILE, {**values, "files": files, "versions": versions})
+    write_json(folder / METADATA_FILE, {**values, "files": files, "versions": versions})

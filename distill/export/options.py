@@ -42,11 +42,11 @@ class CardOptions:
     """Whether RUN/artefacts is published beside the student; `tinybert card --artefacts` sets it."""
 
 
-def require_packages(asked_by: str, packages: Sequence[str] = PACKAGES) -> None:
-    """Raises UserError where a package of the extra `export` is missing."""
+def require_packages(asked_by: str, packages: Sequence[str] = PACKAGES, extra: str = "export") -> None:
+    """Raises UserError where a package of an extra is missing."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
             f"{asked_by} needs {', '.join(missing)}, which is not installed. Run `pip install "
-            "'tinybert-distill[export]'`."
+            f"'tinybert-distill[{extra}]'`."
         )

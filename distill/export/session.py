@@ -1,4 +1,4 @@
-"""A session of ONNX Runtime as this project opens it.
+"""The files of an artefact, and a session of ONNX Runtime as this project opens it.
 No torch in here: a process that only answers need not load it."""
 
 from __future__ import annotations
@@ -6,6 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnxruntime
+
+MODEL_FILE, METADATA_FILE = "model.onnx", "metadata.json"
 
 
 def open_session(file: Path, threads: int) -> onnxruntime.InferenceSession:
