@@ -14,12 +14,14 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from onnx import helper
+from onnx import helper, numpy_helper
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from distill.activations import model_inputs, read_logits
 from distill.export.graph import export_graph
+from distill.export.one_query import fold_keys_and_values
 from distill.export.passes import drop_reshapes, keep_first_piece
 from distill.export.runtime import OnnxModel
 from distill.losses import Logits
@@ -112,7 +114,7 @@ def operators(file: Path) -> list[str]:
 
 
 def test_attention_is_one_node_a_layer_and_nothing_is_reshaped() -> None:
-    found = operators(exported("bert", AutoModelForSequenceClassification, 3))
+    found = operators(exported("bert", TASKS["token_classification"].auto_class, 3))
     assert found.count("Attention") == found.count("Gelu") == 2
     assert found.count("LayerNormalization") == 1 + 2 * 2
     assert "Reshape" not in found
@@ -125,10 +127,81 @@ def test_the_last_layer_of_a_sequence_head_computes_one_piece() -> None:
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in graph.value_info
     }
-    attention = [node for node in graph.node if node.op_type == "Attention"]
-    assert [widths[node.output[0]][1] for node in attention] == ["length", 1]
     inner = [node for node in graph.node if node.op_type == "Gelu"]
     assert [widths[node.output[0]][1] for node in inner] == ["length", 1]
+
+
+def products(graph: onnx.GraphProto) -> list[tuple[int, ...]]:
+    """The shapes of the matrices that something is multiplied by, sorted."""
+    shapes = {one.name: tuple(one.dims) for one in graph.initializer}
+    return sorted(shapes[node.input[1]] for node in graph.node if node.op_type == "MatMul" and node.input[1] in shapes)
+
+
+def test_the_last_layers_keys_and_values_are_products_of_a_row_for_each_head() -> None:
+    """2 layers, 16 wide, 24 inner, 2 heads: the first has keys and values of every piece, the last has none."""
+    first, last = [(16, 16)] * 4 + [(16, 24), (24, 16)], [(16, 16)] * 2 + [(16, 24), (24, 16), (2, 8, 16), (2, 16, 8)]
+    graph = onnx.load(exported("bert", AutoModelForSequenceClassification, 3)).graph
+    assert products(graph) == sorted(first + last)
+    assert [node.op_type for node in graph.node].count("Attention") == 1
+    tokens = onnx.load(exported("bert", TASKS["token_classification"].auto_class, 3)).graph
+    assert products(tokens) == sorted([*first, *first, (16, 3)]), "where every piece is read nothing changes"
+
+
+def attention_graph(**changes: object) -> onnx.ModelProto:
+    """Attention of one query over hidden states x (B, T, 6), with 2 heads, biases and a mask (B, 1, 1, T)."""
+    random = np.random.default_rng(0)
+    query = changes.get("query", 1)
+    shapes = {"x": ["B", "T", 6], "q": ["B", query, 6], "m": ["B", 1, query, "T"], "y": ["B", query, 6]}
+    info = {name: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()}
+    other = changes.get("values_of", "x")
+    nodes = [
+        helper.make_node("MatMul", ["x", "K"], ["xk"]),
+        helper.make_node("Add", ["xk", "k"], ["keys"]),
+        helper.make_node("Neg", ["x"], ["minus"]),
+        helper.make_node("MatMul", [str(other), "V"], ["xv"]),
+        helper.make_node("Add", ["v", "xv"], ["values"]),
+        helper.make_node(
+            "Attention", ["q", "keys", "values", "m"], ["a"], q_num_heads=2, kv_num_heads=2, scale=0.7, name="attention"
+        ),
+        helper.make_node("Identity", ["a"], ["y"]),
+    ]
+    weights = {
+        name: random.normal(size=(6, 6) if name.isupper() else 6).astype(np.float32) for name in ("K", "V", "k", "v")
+    }
+    constants = [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "one", [info["x"], info["q"], info["m"]], [info["y"]], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+
+
+def test_one_query_without_keys_and_values_is_the_same_attention() -> None:
+    """The oracle is numpy's float64, by the definition: keys and values with their biases, a softmax for each head."""
+    before = attention_graph()
+    program = ir.from_proto(before)
+    fold_keys_and_values(program.graph)
+    RemoveUnusedNodesPass()(program)
+    after = ir.to_proto(program)
+    assert "Attention" not in [node.op_type for node in after.graph.node]
+    random = np.random.default_rng(1)
+    B, T = 3, 5
+    x, q = random.normal(size=(B, T, 6)), random.normal(size=(B, 1, 6))
+    m = np.where(random.random((B, 1, 1, T)) < 0.3, np.finfo(np.float32).min, 0.0)
+    m[..., 0] = 0
+    W = {one.name: numpy_helper.to_array(one).astype(np.float64) for one in before.graph.initializer}
+    keys, values = (x @ W["K"] + W["k"]).reshape(B, T, 2, 3), (x @ W["V"] + W["v"]).reshape(B, T, 2, 3)
+    scores = np.einsum("bhd,bthd->bht", q.reshape(B, 2, 3), keys) * 0.7 + m[:, 0]
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = np.einsum("bht,bthd->bhd", p / p.sum(-1, keepdims=True), values).reshape(B, 1, 6)
+    feed = {name: value.astype(np.float32) for name, value in {"x": x, "q": q, "m": m}.items()}
+    (found,) = onnxruntime.InferenceSession(after.SerializeToString()).run(None, feed)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("changes", [{"query": "T"}, {"values_of": "minus"}], ids=["every query", "other values"])
+def test_other_attention_stays(changes: dict[str, object]) -> None:
+    program = ir.from_proto(attention_graph(**changes))
+    before = [node.op_type for node in program.graph]
+    fold_keys_and_values(program.graph)
+    assert [node.op_type for node in program.graph] == before
 
 
 def test_a_head_of_tokens_computes_every_piece() -> None:

@@ -1,5 +1,5 @@
 """A model as an ONNX graph: attention as one node, batch and length dynamic.
-What is taken out of the graph is left to passes.py, running it to runtime.py, int8 to quantization.py."""
+What is taken out of it is left to passes.py and one_query.py, running it to runtime.py, int8 to quantization.py."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from distill.activations import model_inputs
+from distill.export.one_query import fold_keys_and_values
 from distill.export.passes import drop_reshapes, keep_first_piece, keep_sums_apart
 
 ONE_NODE = "onnx_one_node"
@@ -69,7 +70,7 @@ def export_graph(model: PreTrainedModel, batch: Mapping[str, Tensor], file: Path
     finally:
         model.set_attn_implementation(before)
     assert program is not None
-    for simplify in (drop_reshapes, keep_first_piece, keep_sums_apart):
+    for simplify in (drop_reshapes, keep_first_piece, fold_keys_and_values, keep_sums_apart):
         simplify(program.model.graph)
     RemoveUnusedNodesPass()(program.model)
     ClearMetadataAndDocStringPass()(program.model)

@@ -125,6 +125,8 @@ def quantize(graph: Path, recipe: str, calibration: Mapping[str, Sequence[Range]
     for node in list(model.graph):
         if node.op_type == "Gather":
             _quantize_table(model.graph, node)
+        elif node.op_type == "MatMul":
+            _store_stack(model.graph, node)
     model.opset_imports[MICROSOFT] = 1
     RemoveUnusedNodesPass()(model)
     ir.save(model, file)
@@ -174,6 +176,22 @@ def _quantize_table(graph: ir.Graph, node: ir.Node) -> None:
     scaled.outputs[0].shape, scaled.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
     graph.insert_before(node, [rows, scales, floats, scaled])
     node.outputs[0].replace_all_uses_with(scaled.outputs[0])
+
+
+def _store_stack(graph: ir.Graph, node: ir.Node) -> None:
+    """A stack of matrices (H, in, out), see one_query.py, as signed bytes with a scale for each output channel.
+
+    They are a row's work, not a piece's: ONNX Runtime makes them float32 once, when it loads the graph.
+    """
+    stack = node.inputs[1]
+    tensor = ir.convenience.get_const_tensor(stack) if stack is not None else None
+    if stack is None or tensor is None or len(tensor.shape) != 3:
+        return
+    steps, scales = _signed_bytes(tensor.numpy(), axis=1)
+    floats = ir.node("Cast", [_constant(graph, f"{stack.name}_int8", steps)], {"to": ir.DataType.FLOAT})
+    scaled = ir.node("Mul", [floats.outputs[0], _constant(graph, f"{stack.name}_scale", scales)])
+    graph.insert_before(node, [floats, scaled])
+    node.replace_input_with(1, scaled.outputs[0])
 
 
 def _signed_bytes(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
