@@ -279,7 +279,7 @@ def damage_of(checkpoint: Path) -> str | None:
                 return f"{path.name} has other content than was written"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
         return f"{MANIFEST} cannot be read"
     return None
 

@@ -261,10 +261,13 @@ def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> 
 
 
 def _explain(error: Any) -> str:
-    # Of a union pydantic names the member it tried as well.
-    place = [str(part) for part in error["loc"] if part != "str" and "[" not in str(part)]
+    unknown = error["type"] in ("unexpected_keyword_argument", "extra_forbidden")
+    # Of a union pydantic names the member it tried as well; a key that is unknown comes last, whatever it looks like.
+    parts = [str(part) for part in error["loc"]]
+    named = parts[-1:] if unknown else []
+    place = [part for part in parts[: len(parts) - len(named)] if part != "str" and "[" not in part] + named
     key = ".".join(place)
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if unknown:
         known = _known_keys(place[:-1])
         near = difflib.get_close_matches(place[-1], known, n=1)
         hint = f"did you mean {'.'.join([*place[:-1], near[0]])}?" if near else f"known here: {', '.join(known)}."

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ KILLED_AT_ONCE = {LOCK, ".config.yaml.part"}
 """All that a run may leave of which nothing is left."""
 _log = logging.getLogger(__name__)
 NAMES = tuple(stage.name for stage in STAGES)
+STARTED: Mapping[str, Any] = {"key": str, "inputs": dict, "after": dict}
+RESULT: Mapping[str, Any] = {"key": str, "seconds": int | float}
 
 
 @dataclass(frozen=True)
@@ -137,10 +139,10 @@ def _due(run: Run, stages: Sequence[Stage], only: Collection[str], redo: Collect
         again = stage.name in redo or bool(renewed & set(stage.reads(run.config)))
         if again:
             renewed.add(stage.name)
-        started = None if again else _read(run.folder / stage.name / "started.json")
+        started = None if again else read_record(run.folder / stage.name / "started.json", STARTED)
         if started is not None and started["key"] != keys[stage.name]:
             raise UserError(_changed(run, stage, started, inputs, upstream))
-        done = started is not None and _read(run.folder / stage.name / "result.json") is not None
+        done = started is not None and read_record(run.folder / stage.name / "result.json", RESULT) is not None
         wanted = not only or stage.name in only
         if wanted:
             due.append(Due(stage, keys[stage.name], {"inputs": inputs, "after": upstream}, done))
@@ -229,7 +231,7 @@ def run_stages(run: Run, due: Sequence[Due]) -> dict[str, Any]:
 
 def _begin(folder: Path, one: Due) -> None:
     """Keep what an interrupted stage left under the same key; clear what another one left."""
-    started = _read(folder / "started.json")
+    started = read_record(folder / "started.json", STARTED)
     if started is None or started["key"] != one.key or (folder / "result.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -237,7 +239,7 @@ def _begin(folder: Path, one: Due) -> None:
 
 
 def _summarise(run: Run) -> dict[str, Any]:
-    results = {name: _read(run.folder / name / "result.json") for name in NAMES}
+    results = {name: read_record(run.folder / name / "result.json", RESULT) for name in NAMES}
     summary: dict[str, Any] = {}
     if (evaluated := results["evaluate"]) is not None:
         for who in ("teacher", "student", "undistilled_student", "retention"):
@@ -256,12 +258,15 @@ def _summarise(run: Run) -> dict[str, Any]:
     return summary
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path, kinds: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a stage wrote of itself; None where it is not there or damaged, that is not JSON or without these keys."""
     if not path.is_file():
         return None
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        _log.warning("%s is damaged: it cannot be read. Its stage is done again.", path)
-        return None
-    return value
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in kinds.items()):
+        return value
+    _log.warning("%s is damaged: it cannot be read. Its stage is done again.", path)
+    return None

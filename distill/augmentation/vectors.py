@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -233,7 +234,7 @@ def _read_text(file: Path, limit: int) -> WordVectors:
                     raise ValueError("a number is not finite")
                 if len(words) == limit:
                     break
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise UserError(
             f"augment.vectors: line {max(number, 1)} of {file} cannot be read: {error}. Each line must hold a word and "
             "its numbers, separated by single spaces, UTF-8 (word2vec's binary format is not read)."
