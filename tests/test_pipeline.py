@@ -152,8 +152,8 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_student(tmp_pa
     """Stops fall into every stage that trains, between stages, and into the border of the two task phases."""
 
     class StopsAfterSeven(Interruption):
-        def __init__(self) -> None:
-            super().__init__()
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
             self.asked = 0
 
         def requested(self) -> int:
