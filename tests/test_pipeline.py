@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -160,10 +161,10 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_student(tmp_pa
             self.asked += 1
             return signal.SIGTERM if self.asked > 7 else 0
 
-    statuses = []
+    config, statuses = finished_run() / "config.yaml", []
     with mock.patch("pipelines.run.Interruption", StopsAfterSeven):
         while not statuses or statuses[-1] == 143:
-            outcome = run_cli(finished_run() / "config.yaml", "tracking=[]", "--output", tmp_path / "run")
+            outcome = run_cli(config, "tracking=[]", "--output", tmp_path / "run")
             statuses.append(outcome.status)
             torch.manual_seed(len(statuses))  # a new process begins with other random numbers
     assert statuses[-1] == 0, outcome.err[-3000:]
