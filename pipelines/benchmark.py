@@ -25,8 +25,9 @@ from distill.export.session import MODEL_FILE
 from distill.export.timing import Subject, Timed, Workload, all_threads, measure
 from distill.families import positions
 from distill.settings import UserError
-from distill.teachers import resolve, weights_hash
+from distill.teachers import resolve
 from pipelines.artefacts import Workshop
+from pipelines.card.facts import measured_files
 from pipelines.encoded import Encoded
 from pipelines.export import artefacts_folder
 from pipelines.machine import machine
@@ -102,7 +103,7 @@ def benchmark_run(run: Run, effort: Effort) -> dict[str, Any]:
             *_of_run(run, "student", run.encoded, student, run.folder / "student", artefacts_folder(run), formats),
         ]
         figures = _benchmark(compared, effort, run.metric)
-    figures["student_hash"] = weights_hash(str(run.folder / "student"))  # whose figures these are
+    figures["measured"] = measured_files(run.folder)
     write_json(run.folder / FILE, figures)
     return figures
 

@@ -184,7 +184,7 @@ def test_figures_of_an_older_students_benchmark_are_not_shown(tmp_path: Path) ->
     run = copy_run(tmp_path)
     latency = [{"threads": 1, "length": 16, "p50_ms": 1.25, "p95_ms": 2.5}]
     figures = {
-        "student_hash": weights_hash(str(run / "student")),
+        "measured": {"student": weights_hash(str(run / "student"))},
         "inputs": "random token ids",
         "machine": {"cpu": "A Processor", "cores": 3, "memory_gb": 8.0, "system": "Linux"},
         "models": [{"name": "student pytorch", "bytes": 52_800_000, "latency": latency}],
@@ -196,10 +196,16 @@ def test_figures_of_an_older_students_benchmark_are_not_shown(tmp_path: Path) ->
     shown = card(found).text
     assert ["student pytorch", "1.25 (2.50)", "52.8"] in cells(shown)
     assert "A Processor, 3 cores, 8 GB" in shown
-    (run / "benchmark.json").write_text(json.dumps({**figures, "student_hash": "of another"}))
-    found = read_facts(config, run)
-    assert found is not None
-    assert "A Processor" not in card(found).text
+    (run / "artefacts" / "int8").mkdir(parents=True)
+    (run / "artefacts" / "int8" / "model.onnx").write_bytes(b"made since")
+    stale = read_facts(config, run)
+    assert stale is not None
+    assert "A Processor" not in card(stale).text
+    shutil.rmtree(run / "artefacts")
+    (run / "benchmark.json").write_text(json.dumps({**figures, "measured": {"student": "another"}}))
+    stale = read_facts(config, run)
+    assert stale is not None
+    assert "A Processor" not in card(stale).text
 
 
 def test_a_damaged_file_beside_costs_its_figures_alone(tmp_path: Path) -> None:
