@@ -15,6 +15,7 @@ from pipelines import benchmark_display
 from pipelines.benchmark import SHAPES, Effort, benchmark_models
 from tests.builders import run_tinybert
 from tests.test_export import copy_run, exported_run
+from tests.test_report import Page
 
 QUICK = ("--lengths", "8,16", "--batches", "2", "--threads", "1", "--seconds", "0.01")
 
@@ -53,6 +54,28 @@ def test_what_is_plotted_is_what_evaluate_and_the_files_say(of_run: tuple[Path, 
     assert found["student int8"]["bytes"] == (folder / "artefacts" / "int8" / "model.onnx").stat().st_size
     assert found["student pytorch"]["bytes"] == (folder / "student" / "model.safetensors").stat().st_size
     assert (folder / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_shows_the_benchmark_and_the_exported_files(
+    of_run: tuple[Path, dict[str, Any], str], tmp_path: Path
+) -> None:
+    """One thread, the greatest length, as measured; files as the stage export checked them."""
+    folder, figures, _ = of_run
+    outcome = run_tinybert("report", folder, "--output", tmp_path / "report.html")
+    assert outcome.status == 0, outcome.err[-3000:]
+    tables = Page((tmp_path / "report.html").read_text(encoding="utf-8")).tables
+    expected = []
+    for one in figures["models"]:
+        (longest,) = [entry for entry in one["latency"] if entry["length"] == 16]
+        times = [f"{longest[name]:.2f}" for name in ("p50_ms", "p95_ms")]
+        expected.append([one["name"], f"{one['test']['accuracy']:.4f}", f"{one['bytes'] / 1e6:.1f}", *times])
+    assert tables["Benchmark"][1:] == expected
+    made = json.loads((folder / "export" / "result.json").read_text(encoding="utf-8"))["artefacts"]
+    files = {row[0]: row for row in tables["Exported student"][1:]}
+    assert files.keys() == made.keys() == {"onnx", "int8"}
+    for name, one in made.items():
+        differing = f"{one['agreement']['differing_predictions']} of 48"
+        assert files[name][1:4] == [f"{one['validation']['accuracy']:.4f}", differing, f"{one['bytes'] / 1e6:.1f}"]
 
 
 def test_peak_memory_is_of_a_process_that_answers_alone(of_run: tuple[Path, dict[str, Any], str]) -> None:
