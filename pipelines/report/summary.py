@@ -135,8 +135,8 @@ def _table(models: Mapping[str, Mapping[str, Any]], test: Test) -> Table:
         yield f"{of['latency_ms']:.1f}" if "latency_ms" in of else UNKNOWN
 
     rows = [(LABELS[who], *cells(of)) for who, of in models.items()]
-    note = "ms a row: median of one forward at batch 1 in PyTorch, on the machine that ran the evaluation."
-    return Table("Models", ("model", *names, "parameters", "MB", "ms a row"), rows, note)
+    note = "ms: median of one forward at batch 1 in PyTorch, on the machine that ran the evaluation."
+    return Table("Models", ("model", *names, "parameters", "MB", "ms"), rows, note)
 
 
 def _artefacts(record: Record, test: Test) -> Iterator[Block]:
@@ -152,9 +152,12 @@ def _artefacts(record: Record, test: Test) -> Iterator[Block]:
         for name, one in sorted(_made(record).items(), reverse=True)
     ]
     if rows:
-        heads = ("file", f"validation {test.metric}", "other answers than PyTorch", "MB", "ms a row")
+        heads = ("file", f"validation {test.metric}", "other answers", "MB", "ms")
         yield Table(
-            "Exported student", heads, rows, "On the validation rows, in ONNX Runtime at batch 1, by the stage export."
+            "Exported student",
+            heads,
+            rows,
+            "On the validation rows, by the stage export; other answers: than PyTorch's; ms: a row in ONNX Runtime.",
         )
     if record.benchmark is not None:
         yield _benchmark(record.benchmark)
