@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from tests.builders import FEW_STEPS, ROOT, TINY, finished_run, run_cli, succeed
+from tests.fault_runs import counted, newest_whole
 
 # Dropout draws from each process's own stream (so the teacher is one made before), and bf16 would hide differences.
 SAME = (*FEW_STEPS, "student.dropout=0", "evaluate.undistilled=false", "teacher.training=null")
@@ -111,7 +113,10 @@ def test_a_mistake_is_told_once_from_any_folder(launch: tuple[str, ...], tmp_pat
 def test_a_launch_file_is_one_that_accelerate_reads(file: Path) -> None:
     config = load_config_from_file(str(file))
     assert config.num_processes % config.num_machines == 0
-    assert config.distributed_type.value in ("MULTI_CPU", "MULTI_GPU")
+    assert config.distributed_type.value in ("MULTI_CPU", "MULTI_GPU", "DEEPSPEED")
+    if config.distributed_type is DistributedType.DEEPSPEED:
+        assert config.deepspeed_config["zero_stage"] in (1, 2)
+        assert "refuse" in file.read_text(encoding="utf-8").splitlines()[0]
 
 
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
@@ -168,10 +173,11 @@ def _undisturbed() -> Path:
     return folder
 
 
-def _wait_for(folder: Path, pattern: str) -> None:
+def _wait_for(folder: Path, pattern: str, pause: float = 0.01) -> None:
     deadline = time.monotonic() + 240
-    while not list(folder.glob(pattern)) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < deadline, f"{pattern} never came"
+        time.sleep(pause)
 
 
 @pytest.mark.faults
@@ -237,6 +243,39 @@ def test_two_machines_give_the_student_of_one(two_machines: tuple[str, str], tmp
     assert [process.returncode for process in launched] == [0, 0], [errors[-3000:] for _, errors in told]
     assert "2 process(es)" in told[0][0]
     assert _largest_difference(one, two) < 2e-5
+
+
+@pytest.mark.faults
+def test_processes_killed_in_the_midst_of_saving_go_on_from_what_was_saved(tmp_path: Path) -> None:
+    """One of two, again and again, at a random moment while the folder of a checkpoint is being filled."""
+    two, same = tmp_path / "two", (*_long(), "task.logits.save_every_steps=1")
+    checkpoints, moments = two / "task" / "logits" / "checkpoints", random.Random(20260101)
+    for number in range(3):
+        before = newest_whole(checkpoints)
+        launched, ranks = _launched_two(*same, "--output", two, cwd=tmp_path)
+        _wait_for(checkpoints, "checkpoint-*" if before is None else f"checkpoint-{int(before.name[-8:]) + 1:08d}")
+        victim = next(rank for rank in ranks() if rank.environ().get("RANK") == str(number % 2))
+        moment = moments.uniform(0, 0.02)
+        _wait_for(checkpoints, ".checkpoint-*.part", pause=0)
+        time.sleep(moment)
+        saved = newest_whole(checkpoints)
+        victim.kill()
+        counted["kills"] += 1
+        _, errors = launched.communicate(timeout=200)
+        assert launched.returncode == 1, errors[-3000:]
+        after = newest_whole(checkpoints)
+        assert saved is not None
+        assert after is not None
+        lost = after.name < saved.name
+        counted["lost_bytes"] += lost * sum(file.stat().st_size for file in saved.rglob("*"))
+        assert not lost
+    resumed = _run(_script(TINY, *same, "--output", two, launch=("--cpu", "--num_processes", "2")), tmp_path)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "general: done before, skipped" in resumed.stdout
+    same_weights = _largest_difference(_undisturbed(), two) < 2e-5
+    counted["resumed"] += 3
+    counted["different_weights"] += not same_weights
+    assert same_weights
 
 
 @pytest.mark.faults
