@@ -16,7 +16,6 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import (
-    DistributedType,
     InitProcessGroupKwargs,
     broadcast_object_list,
     parse_flag_from_env,
@@ -41,6 +40,9 @@ from pipelines.encoded import Encoded
 from pipelines.launch import cpu_threads
 from pipelines.lock import FolderLock
 from pipelines.waiting import announce, group_timeout
+
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+"""What accelerate can do with a model that does not fit on one device."""
 
 
 @dataclass
@@ -213,8 +215,9 @@ def open_run(config: Config) -> Run:
     """Settle threads, precision and seed, and join the other processes; writes nothing.
 
     Raises:
-        UserError: an unknown tracker, or one that is not installed.
+        UserError: an unknown tracker, or one that is not installed; a launcher that was told to shard the student.
     """
+    _refuse_shards()
     check_trackers(config.tracking)
     torch.set_num_threads(config.runtime.cpu_threads or cpu_threads())
     folder, seconds = Path(config.output), config.runtime.process_timeout_seconds
@@ -226,18 +229,22 @@ def open_run(config: Config) -> Run:
         cpu=_on_cpu(),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=group_timeout(seconds, on_cpu=_on_cpu()))],
     )
-    kind = accelerator.distributed_type
-    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise UserError(
-            f"accelerate launch: {kind.value} cuts the student into shards, which capture of its layers and the "
-            "checkpoints do not know; a student fits whole on every device. Use distributed_type MULTI_GPU or "
-            "MULTI_CPU, as in configs/accelerate."
-        )
     announce()
     set_seed(config.seed)
     tracker = Tracker(accelerator, folder, config.tracking)
     session = Session(accelerator, tracker, Interruption(timedelta(seconds=seconds)), config.runtime.on_nonfinite)
     return Run(config, folder, session, FolderLock(folder, accelerator))
+
+
+def _refuse_shards() -> None:
+    # By what the launcher tells its scripts, before anything is started with it: an accelerator would ask for packages.
+    for kind in SHARDING:
+        if parse_flag_from_env(f"ACCELERATE_USE_{kind}"):
+            raise UserError(
+                f"accelerate launch: {kind} cuts the student into shards, which capture of its layers and the "
+                "checkpoints do not know; a student fits whole on every device. Use distributed_type MULTI_GPU or "
+                "MULTI_CPU, as in configs/accelerate."
+            )
 
 
 def close_run(run: Run) -> None:
