@@ -18,6 +18,7 @@ from distill.attention import show_attention
 from distill.families import Shape, inner_width, shaped_config
 from distill.settings import UserError, settings
 from distill.tasks import TaskType
+from distill.vocabulary import CutVocabulary, VocabularyOptions
 
 
 @settings
@@ -35,6 +36,9 @@ class StudentOptions:
     tokenizer: str | None = None
     """Tokenizer, a folder or hub name, where the student does not read the teacher's pieces. With another vocabulary
     only logits of whole sequences can be distilled."""
+    vocabulary: VocabularyOptions | None = None
+    """Cut the teacher's WordPiece vocabulary to the pieces of the training text, for instance {size: 5000}; see
+    docs/vocabulary.md. null: the student has all of them."""
     initialization: str = "teacher"
     """teacher: cut out of the teacher's weights, in any shape, where both are of one family with BERT's layers; layers:
     the teacher's layers copied whole, at its width, heads and intermediate size; random; or a checkpoint of this very
@@ -77,18 +81,38 @@ class Student(nn.Module):
 
     The projections are inside this module's forward, so that DDP sees and reduces their gradients; `model` is what is
     exported.
+
+    With `vocabulary` the batches are in the teacher's pieces, position by position, and the model sees its own number
+    of each, the unknown piece where it has none.
     """
 
-    def __init__(self, model: PreTrainedModel, projections: nn.ModuleDict) -> None:
+    to_student: Tensor | None
+
+    def __init__(
+        self, model: PreTrainedModel, projections: nn.ModuleDict, vocabulary: CutVocabulary | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.projections = projections
+        self.vocabulary = vocabulary
+        # Not persistent: it follows from the data, and a checkpoint is the same with and without it.
+        self.register_buffer("to_student", None if vocabulary is None else vocabulary.to_student, persistent=False)
 
     def forward(self, batch: Mapping[str, Tensor], needs: Needs) -> Activations:
         """What `needs` names of the student, hidden states (B, T, teacher width)."""
-        activations = capture(self.model, batch, needs)
+        activations = capture(self.model, self.own_pieces(batch), needs)
         projected = {index: self.project(index, hidden) for index, hidden in activations.hidden.items()}
         return replace(activations, hidden=projected)
+
+    def own_pieces(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A batch in the teacher's pieces as the model takes it."""
+        if self.to_student is None:
+            return batch
+        return {**batch, "input_ids": self.to_student[batch["input_ids"]]}
+
+    def own_rows(self, embeddings: Tensor) -> Tensor:
+        """Of the teacher's word embeddings (N, D) those of the student's pieces (V, D), in its order."""
+        return embeddings if self.vocabulary is None else embeddings[self.vocabulary.kept.to(embeddings.device)]
 
     def project(self, index: int, hidden: Tensor) -> Tensor:
         for name in (f"layer_{index}", "embedding" if index == 0 else "layers", "shared"):
@@ -98,13 +122,19 @@ class Student(nn.Module):
 
 
 def build_student(
-    config: PreTrainedConfig, task: TaskType | None, options: StudentOptions, teacher_width: int, seed: int
+    config: PreTrainedConfig,
+    task: TaskType | None,
+    options: StudentOptions,
+    teacher_width: int,
+    seed: int,
+    vocabulary: CutVocabulary | None = None,
 ) -> Student:
     """A student with random weights, on the CPU in float32; the same for a seed on every process.
 
     Args:
         config: from `student_config`.
         task: None for an encoder alone (general distillation).
+        vocabulary: where the student's is cut out of the teacher's, in whose pieces its batches come.
 
     Raises:
         UserError: identity projection between different widths; a family without a head for the task.
@@ -114,7 +144,7 @@ def build_student(
         model = _fresh_model(config, AutoModel if task is None else task.auto_class)
         projections = _build_projections(options, config.num_hidden_layers, teacher_width)
     show_attention(model)
-    return Student(model, projections)
+    return Student(model, projections, vocabulary)
 
 
 def _fresh_model(config: PreTrainedConfig, auto_class: Any) -> PreTrainedModel:

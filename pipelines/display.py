@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from pipelines import vocabulary
 from pipelines.doctor import Finding, Level
 from pipelines.pipeline import Due
 from pipelines.run import Run
@@ -31,7 +32,10 @@ def show_plan(run: Run, due: Sequence[Due], works: Sequence[Work]) -> None:
         f"{student.intermediate_size} inner)"
     )
     console.print(f"layers: {run.layer_map.describe()}", highlight=False, markup=False)
-    if run.tokenizers_differ:
+    if run.cut is not None:
+        told = vocabulary.sentence(vocabulary.describe(run))
+        console.print(f"vocabulary: {told}", highlight=False, markup=False)
+    if not run.pieces_correspond:
         console.print(
             f"tokenizer: the student reads the pieces of {run.config.student.tokenizer}, the teacher its own; only "
             "logits are distilled",

@@ -41,7 +41,7 @@ class EvaluateStage(Stage):
         return {
             "evaluate": to_plain(run.config.evaluate),
             "task.metric": run.metric,
-            "student": to_plain(run.config.student),
+            "student": run.student_settings,
             "seed": run.config.seed,
             "data content": run.data_hash,
             "student vocabulary": vocabulary_hash(run.tokenizer),

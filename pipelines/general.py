@@ -20,6 +20,7 @@ from distill.settings import UserError
 from distill.students import Student, build_student
 from distill.teachers import check_length, load_encoder
 from distill.training import StepSource, TrainingSource, fit
+from pipelines import vocabulary
 from pipelines.estimate import training_work
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
@@ -50,7 +51,7 @@ class GeneralStage(Stage):
             "general": to_plain(options),
             "teacher.dropout": run.config.teacher.dropout,
             "data.padding": run.config.data.padding,
-            "student": to_plain(run.config.student),
+            "student": run.student_settings,
             "layer_map": to_plain(run.config.layer_map),
             "teacher.model": run.config.teacher.model,
             "seed": run.config.seed,
@@ -67,7 +68,7 @@ class GeneralStage(Stage):
         options = _options(run)
         teacher = load_encoder(run.checkpoint).to(run.device)
         student = build_student(
-            run.student_config(), None, run.config.student, teacher.config.hidden_size, run.config.seed
+            run.student_config(), None, run.config.student, teacher.config.hidden_size, run.config.seed, run.cut
         )
         initialize(run, student, teacher, batches(run, Placement()))
         objective = Objective(options.losses.intermediate(), Match(run.layer_map, Logits.CLASSES))
@@ -85,19 +86,20 @@ class GeneralStage(Stage):
         if run.is_main:
             save_encoder(student, run, student_folder(run))
         checkpoints.clear()
-        return result.figures()
+        return {**result.figures(), **({} if run.cut is None else {"vocabulary": vocabulary.describe(run)})}
 
 
 def batches(run: Run, placement: Placement) -> TrainingSource:
     """Training steps over the corpus."""
     options = _options(run)
     length = options.max_length if run.config.data.padding == "max_length" else None
-    collator = Collator(run.tokenizer, None, length=length)
+    # Layers are compared, so both read the teacher's pieces; see students.Student for a cut vocabulary.
+    collator = Collator(run.checkpoint.tokenizer, None, length=length)
     if not options.streaming:
         return run.batches(_sequences(run, _documents(run)), options.training, collator, placement)
     rows = load_corpus(options.corpus, streaming=True)
     return StreamBatches(
-        pack(rows, run.tokenizer, options.max_length),
+        pack(rows, run.checkpoint.tokenizer, options.max_length),
         collator,
         batch_size=options.training.batch_size,
         accumulation=options.training.gradient_accumulation_steps,
@@ -114,7 +116,7 @@ def _documents(run: Run) -> Dataset:
 
 def _sequences(run: Run, documents: Dataset) -> Dataset:
     with run.accelerator.main_process_first():
-        sequences: Dataset = pack(documents, run.tokenizer, _options(run).max_length)
+        sequences: Dataset = pack(documents, run.checkpoint.tokenizer, _options(run).max_length)
     if not len(sequences):
         raise UserError("general.corpus: it holds no text. Check general.corpus.data_files.")
     return sequences

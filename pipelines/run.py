@@ -26,7 +26,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from distill.attention import show_attention
 from distill.checkpoint import Checkpoints
-from distill.config import Config, TaskOptions, load_config
+from distill.config import Config, TaskOptions, load_config, to_plain
 from distill.data import Batches, Collator, Placement, RowStates, TaskData, fingerprint, load_task_data
 from distill.interruption import Interruption
 from distill.layer_map import LayerMap, build_layer_map
@@ -36,9 +36,11 @@ from distill.tasks import TASKS, TaskType
 from distill.teachers import Checkpoint, load_teacher, open_checkpoint, open_tokenizer, vocabulary_hash, weights_hash
 from distill.tracking import Tracker, check_trackers
 from distill.training import Session, TrainingOptions
+from distill.vocabulary import CutVocabulary
 from pipelines.encoded import Encoded
 from pipelines.launch import cpu_threads
 from pipelines.lock import FolderLock
+from pipelines.vocabulary import cut_for
 from pipelines.waiting import announce, group_timeout
 
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
@@ -101,8 +103,16 @@ class Run:
         return weights_hash(self.checkpoint.source)
 
     @cached_property
+    def cut(self) -> CutVocabulary | None:
+        """The student's part of the teacher's vocabulary; None where student.vocabulary is not set."""
+        return cut_for(self)
+
+    @cached_property
     def student_source(self) -> Checkpoint:
-        """Whose pieces the student reads: the teacher's, unless student.tokenizer has another vocabulary."""
+        """Whose pieces the student reads: the teacher's, a part of them (student.vocabulary), or those of
+        student.tokenizer where it has another vocabulary."""
+        if self.cut is not None:
+            return Checkpoint(self.checkpoint.source, self.cut.config(self.checkpoint.config), self.cut.tokenizer)
         named = self.config.student.tokenizer
         if named is None:
             return self.checkpoint
@@ -118,6 +128,19 @@ class Run:
     @property
     def tokenizers_differ(self) -> bool:
         return self.student_source is not self.checkpoint
+
+    @property
+    def pieces_correspond(self) -> bool:
+        """Whether each piece of the student stands for one of the teacher's, so that layers can be compared."""
+        return not self.tokenizers_differ or self.cut is not None
+
+    @property
+    def student_settings(self) -> dict[str, Any]:
+        """The section student as stages depend on it: what is not set does not count, so that it may be new."""
+        settings: dict[str, Any] = to_plain(self.config.student)
+        if settings["vocabulary"] is None:
+            del settings["vocabulary"]
+        return settings
 
     @cached_property
     def layer_map(self) -> LayerMap:
@@ -141,8 +164,15 @@ class Run:
 
     @cached_property
     def teacher_encoded(self) -> Encoded:
-        """The task's rows as the teacher reads them; the same object where it reads the same pieces."""
-        return Encoded(self, self.checkpoint.tokenizer) if self.tokenizers_differ else self.encoded
+        """The task's rows as the teacher reads them; the same object where the student reads the same pieces."""
+        alone = self.config.student.vocabulary is not None or self.tokenizers_differ
+        return Encoded(self, self.checkpoint.tokenizer) if alone else self.encoded
+
+    @property
+    def paired_encoded(self) -> Encoded:
+        """The task's rows as both read them position by position, where pieces correspond: the teacher's, which a
+        student of a cut vocabulary maps to its own (students.Student); else as the student reads them."""
+        return self.teacher_encoded if self.cut is not None else self.encoded
 
     def batches(
         self,

@@ -20,15 +20,16 @@ from distill.checkpoint import sha256_of, write_folder, write_json, write_tensor
 from distill.config import Config, TaskOptions, to_plain
 from distill.data import Placement
 from distill.initialization import adopt_head
-from distill.losses import Match, check_models
+from distill.losses import Logits, Match, check_models
 from distill.objective import Objective
 from distill.settings import UserError
 from distill.students import Student, build_student, load_body
 from distill.teacher_logits import teacher_logits
 from distill.teachers import check_length, vocabulary_hash
 from distill.training import FitResult, TrainingOptions, Validation, distillation_loss, fit, total_steps
-from pipelines import general
+from pipelines import general, vocabulary
 from pipelines.augment import training_rows
+from pipelines.encoded import Encoded
 from pipelines.estimate import training_work
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
@@ -63,7 +64,7 @@ class TaskStage(Stage):
         return {
             "task": to_plain(run.task_options),
             "teacher.dropout": run.config.teacher.dropout,
-            "student": to_plain(run.config.student),
+            "student": run.student_settings,
             "layer_map": to_plain(run.config.layer_map),
             "data": to_plain(run.config.data),
             "seed": run.config.seed,
@@ -82,7 +83,11 @@ class TaskStage(Stage):
 
     def run(self, run: Run) -> dict[str, Any]:
         options = run.task_options
-        train = run.encoded.encode(training_rows(run), "training rows")
+        figures: dict[str, Any] = {}
+        if run.cut is not None:
+            figures["vocabulary"] = vocabulary.describe(run)
+            run.say(f"task: the student's vocabulary: {vocabulary.sentence(figures['vocabulary'])}")
+        train = run.paired_encoded.encode(training_rows(run), "training rows")
         teacher = run.load_task_teacher()
         student = self._first_student(run, teacher, train)
         frozen = run.frozen_for_training(teacher)
@@ -92,7 +97,7 @@ class TaskStage(Stage):
             # Read anew in float32: the frozen one may be in bf16.
             adopt_head(student, run.load_task_teacher())
         if options.logits is not None:
-            rows = train if options.augmented_logits else run.encoded.features["train"]
+            rows = train if options.augmented_logits else run.paired_encoded.features["train"]
             results["logits"] = self._logits(run, student, frozen, rows)
         if run.is_main:
             save_student(student, run, student_folder(run))
@@ -102,6 +107,7 @@ class TaskStage(Stage):
                 shutil.rmtree(_phase_file(run, phase).parent, ignore_errors=True)
                 shutil.rmtree(_own_logits(run), ignore_errors=True)
         return {
+            **figures,
             "training_rows": len(train),
             "layer_map": run.layer_map.describe(),
             "steps": sum(result.steps for result in results.values()),
@@ -114,7 +120,7 @@ class TaskStage(Stage):
 
     def _first_student(self, run: Run, teacher: PreTrainedModel, train: Dataset) -> Student:
         student = build_student(
-            run.student_config(), run.task, run.config.student, teacher.config.hidden_size, run.config.seed
+            run.student_config(), run.task, run.config.student, teacher.config.hidden_size, run.config.seed, run.cut
         )
         if run.config.general is not None:
             load_body(student, general.student_folder(run))
@@ -124,7 +130,7 @@ class TaskStage(Stage):
         else:
             options = run.task_options.intermediate or run.task_options.logits
             assert options is not None
-            general.initialize(run, student, teacher, run.encoded.batches(train, options, placement=Placement()))
+            general.initialize(run, student, teacher, run.paired_encoded.batches(train, options, placement=Placement()))
         return student
 
     def _intermediate(self, run: Run, student: Student, teacher: PreTrainedModel, train: Dataset) -> FitResult:
@@ -135,7 +141,8 @@ class TaskStage(Stage):
             student.load_state_dict(load_file(done))
             return finished
         objective = Objective(run.task_options.losses.intermediate(), Match(run.layer_map, run.task.logits))
-        held_out = run.encoded.batches(run.encoded.features["validation"], options)
+        both = run.paired_encoded
+        held_out = both.batches(both.features["validation"], options)
 
         def validate() -> dict[str, float]:
             return distillation_loss(student, teacher, objective, held_out, run.accelerator)
@@ -145,7 +152,7 @@ class TaskStage(Stage):
             student,
             states or teacher,
             objective,
-            run.encoded.batches(train, options, states=states),
+            both.batches(train, options, states=states),
             options,
             run.session,
             name="task.intermediate",
@@ -161,17 +168,21 @@ class TaskStage(Stage):
     def _logits(self, run: Run, student: Student, teacher: PreTrainedModel, train: Dataset) -> FitResult:
         options = run.task_options.logits
         assert options is not None
+        reads = run.paired_encoded
+        if run.cut is not None and _reads_as_deployed(run):
+            reads, student = run.encoded, Student(student.model, student.projections)
+            train = reads.encode(_logits_texts(run), "training rows for the student")
         objective = Objective(run.task_options.losses.prediction(), Match(run.layer_map, run.task.logits))
         steps_per_epoch = -(-len(train) // options.batch_size)
         # With dropout a teacher says something else each time; in one epoch nothing is asked twice.
         once = objective.teacher_needs == Needs(logits=True) and not run.config.teacher.dropout
-        if once and (run.tokenizers_differ or total_steps(options, steps_per_epoch) > steps_per_epoch):
-            train = concatenate_datasets([train, self._teacher_logits(run, teacher, train)], axis=1)
+        if once and (reads is not run.teacher_encoded or total_steps(options, steps_per_epoch) > steps_per_epoch):
+            train = concatenate_datasets([train, self._teacher_logits(run, teacher, train, reads)], axis=1)
         return fit(
             student,
             teacher,
             objective,
-            run.encoded.batches(train, options),
+            reads.batches(train, options),
             options,
             run.session,
             name="task.logits",
@@ -179,11 +190,10 @@ class TaskStage(Stage):
             validation=run.encoded.validation(student.model),
         )
 
-    def _teacher_logits(self, run: Run, teacher: PreTrainedModel, rows: Dataset) -> Dataset:
+    def _teacher_logits(self, run: Run, teacher: PreTrainedModel, rows: Dataset, reads: Encoded) -> Dataset:
         """Of the rows of the logits phase, given as the student reads them."""
-        if run.tokenizers_differ:
-            texts = training_rows(run) if run.task_options.augmented_logits else run.data.splits["train"]
-            rows = run.teacher_encoded.encode(texts, "training rows for the teacher")
+        if reads is not run.teacher_encoded:
+            rows = run.teacher_encoded.encode(_logits_texts(run), "training rows for the teacher")
         bar = tqdm(total=len(rows), desc="teacher logits", unit="row", dynamic_ncols=True, disable=not run.is_main)
         shared = run.config.runtime.logits_cache
         with bar:
@@ -204,6 +214,18 @@ def phases(options: TaskOptions) -> Iterator[tuple[str, TrainingOptions, bool]]:
         yield "intermediate", options.intermediate, True
     if options.logits is not None:
         yield "logits", options.logits, options.augmented_logits
+
+
+def _reads_as_deployed(run: Run) -> bool:
+    """Whether a student of a cut vocabulary reads the texts of the logits phase with its own tokenizer, in which words
+    that lost a piece are spelt in others: where logits are of whole rows, which is the same to a teacher that reads
+    its own pieces, and where it is asked for them once."""
+    by_position = run.task.logits in (Logits.TOKEN_CLASSES, Logits.SPAN)
+    return not by_position and not run.config.teacher.dropout
+
+
+def _logits_texts(run: Run) -> Dataset:
+    return training_rows(run) if run.task_options.augmented_logits else run.data.splits["train"]
 
 
 def student_folder(run: Run) -> Path:

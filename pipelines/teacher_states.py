@@ -33,7 +33,7 @@ def states_for(
     steps_per_epoch = -(-len(rows) // options.batch_size)
     if total_steps(options, steps_per_epoch) <= steps_per_epoch and run.config.runtime.logits_cache is None:
         return None
-    collator = run.encoded.collator
+    collator = run.paired_encoded.collator
     layout = state_layout(teacher, rows, collator, objective.teacher_needs)
     size = sum(rows["length"][:]) * layout.token_bytes / 1e9
     folder = states_folder(run)

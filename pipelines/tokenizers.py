@@ -13,7 +13,7 @@ from pipelines.run import Run
 
 def check_tokenizers(run: Run) -> None:
     """Raises UserError where the vocabularies differ and something compares pieces, naming all that does."""
-    if run.tokenizers_differ and (clashes := list(_clashes(run))):
+    if not run.pieces_correspond and (clashes := list(_clashes(run))):
         raise UserError(
             f"student.tokenizer: the pieces of {run.config.student.tokenizer} are not the teacher's, so only logits of "
             f"whole sequences can be compared. {' '.join(clashes)}"

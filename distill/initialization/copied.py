@@ -70,9 +70,11 @@ def copy_layers(student: Student, teacher: PreTrainedModel, layer_map: LayerMap)
             f"side has the weights {', '.join(unlike[:3])}. Map layers of one kind in layer_map.pairs, or set "
             "student.initialization=random."
         )
+    words = student.model.get_input_embeddings().weight
     for name, tensor in own.items():
         if sources[name] in weights:
-            tensor.copy_(weights[sources[name]])
+            weight = weights[sources[name]]
+            tensor.copy_(student.own_rows(weight) if tensor.data_ptr() == words.data_ptr() else weight)
     for projection in student.projections.values():
         assert isinstance(projection, nn.Linear)
         nn.init.eye_(projection.weight)

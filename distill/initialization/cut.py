@@ -77,7 +77,7 @@ def cut_student(
 
     view = observe(body, source_layers, sources, batches)
     subspace = _subspace(view.moments, small.config.hidden_size)
-    _cut_embeddings(small.embeddings, body, subspace)
+    _cut_embeddings(student, body, subspace)
     for target, g in zip(target_layers, sources, strict=True):
         seen = view.layers[g]
         heads = share_heads(head_importance(source_layers[g - 1], seen, subspace), small.config.num_attention_heads)
@@ -85,7 +85,7 @@ def cut_student(
         _copy_norm(target.attention_norm, source_layers[g - 1].attention_norm, subspace)
         _cut_feed_forward(target, source_layers[g - 1], subspace, seen)
     norms = [small.embeddings.LayerNorm] + [target.output_norm for target in target_layers]
-    fit_norms(small, norms, [view.states[g] for g in (0, *sources)], subspace, batches)
+    fit_norms(small, norms, [view.states[g] for g in (0, *sources)], subspace, [student.own_pieces(b) for b in batches])
     for projection in student.projections.values():
         assert isinstance(projection, nn.Linear)
         projection.weight.copy_(subspace)
@@ -131,13 +131,15 @@ def share_heads(importance: Tensor, count: int) -> list[tuple[int, int]]:
     return [(i, turn) for i in range(len(importance)) for turn in range(each + (i in favoured))]
 
 
-def _cut_embeddings(target: nn.Module, body: PreTrainedModel, subspace: Tensor) -> None:
-    source = body.embeddings
+def _cut_embeddings(student: Student, body: PreTrainedModel, subspace: Tensor) -> None:
+    source, target = body.embeddings, student.model.base_model.embeddings
     if hasattr(body, "embeddings_project"):  # ELECTRA: W (gain * norm(E)); what else the norm does is fitted later
         subspace = _double(body.embeddings_project.weight * source.LayerNorm.weight).T @ subspace
     for name in EMBEDDINGS:
         if hasattr(source, name):
-            getattr(target, name).weight.copy_(getattr(source, name).weight.cpu() @ subspace.float())
+            weight = getattr(source, name).weight.cpu()
+            rows = student.own_rows(weight) if name == "word_embeddings" else weight
+            getattr(target, name).weight.copy_(rows @ subspace.float())
 
 
 def _cut_attention(

@@ -87,7 +87,7 @@ def _phases(preflight: Preflight) -> Iterator[_Phase]:
     if config.task is None or "task" not in to_do:
         return
     ready = preflight.teacher_is_ready
-    measurable = ready and not run.tokenizers_differ
+    measurable = ready and run.pieces_correspond
     phases: dict[str, tuple[TrainingOptions | None, Mapping[str, LossTerm]]] = {
         "task.intermediate": (config.task.intermediate, config.task.losses.intermediate()),
         "task.logits": (
@@ -97,7 +97,8 @@ def _phases(preflight: Preflight) -> Iterator[_Phase]:
     }
     for name, (options, terms) in phases.items():
         if options is not None:
-            batch = _few(run.encoded.batches(run.encoded.features["train"], options, placement=Placement()), run.device)
+            both = run.paired_encoded
+            batch = _few(both.batches(both.features["train"], options, placement=Placement()), run.device)
             yield _Phase(name, "task.losses", name, terms, run.task.logits, options, batch, not ready)
 
 
@@ -114,7 +115,9 @@ def _models(preflight: Preflight, phase: _Phase) -> tuple[PreTrainedModel, Stude
     run = preflight.run
     teacher = load_encoder(run.checkpoint).to(run.device) if phase.of_encoder else preflight.teacher
     task = None if phase.of_encoder else run.task
-    student = build_student(run.student_config(), task, run.config.student, teacher.config.hidden_size, run.config.seed)
+    student = build_student(
+        run.student_config(), task, run.config.student, teacher.config.hidden_size, run.config.seed, run.cut
+    )
     general.initialize(run, student, teacher, _OneStep(phase.batch))
     show_attention(teacher)
     return teacher, student.to(run.device).eval()

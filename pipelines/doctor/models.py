@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from distill.initialization import BUILT_IN
 from distill.teachers import VOCABULARIES, resolve, vocabulary_hash
+from pipelines import vocabulary
 from pipelines.doctor.finding import Finding, Level
 from pipelines.doctor.preflight import Preflight
 from pipelines.estimate import parameters
@@ -87,7 +88,9 @@ def check_tokenizer(preflight: Preflight) -> list[Finding]:
             "Make sure that this tokenizer was saved with this model: many embeddings are never used." if spare else "",
         )
     ]
-    if run.tokenizers_differ:
+    if run.cut is not None:
+        findings.append(Finding(Level.OK, "tokenizer", f"cut to {vocabulary.sentence(vocabulary.describe(run))}"))
+    if not run.pieces_correspond:
         findings.append(
             Finding(
                 Level.NOTE,

@@ -1,0 +1,113 @@
+"""The student's vocabulary where student.vocabulary cuts it: what text is counted, and what is told of it.
+Which pieces then stay, and the tokenizer, are left to distill/vocabulary.py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+
+from distill.corpus import load_corpus, pack
+from distill.initialization import BUILT_IN
+from distill.settings import UserError
+from distill.vocabulary import CutVocabulary, check_wordpiece, cut_vocabulary
+
+if TYPE_CHECKING:
+    from pipelines.run import Run
+
+
+def cut_for(run: Run) -> CutVocabulary | None:
+    """The vocabulary cut to the task's training rows, as long as they are read, and the unlabelled corpus; None where
+    student.vocabulary is not set. Rows that the stage augment makes are not counted.
+
+    Raises:
+        UserError: no WordPiece tokenizer; settings that cannot go together; a size that is too small.
+    """
+    options = run.config.student.vocabulary
+    if options is None:
+        return None
+    _check(run)
+    checkpoint = run.checkpoint
+    embeddings = checkpoint.config.vocab_size
+    counts = np.zeros(embeddings, dtype=np.int64)
+    if run.config.task is not None:
+        counts += _counts(run.teacher_encoded.features["train"], embeddings)
+    if run.config.general is not None:
+        general = run.config.general
+        with run.accelerator.main_process_first():
+            documents = load_corpus(general.corpus, streaming=False)
+            counts += _counts(pack(documents, checkpoint.tokenizer, general.max_length), embeddings)
+    return cut_vocabulary(checkpoint.tokenizer, embeddings, counts, options)
+
+
+def _check(run: Run) -> None:
+    student, general = run.config.student, run.config.general
+    if student.tokenizer is not None:
+        raise UserError(
+            "student.vocabulary: it cuts the teacher's vocabulary, and student.tokenizer names another. Set one of "
+            "the two."
+        )
+    if student.initialization not in BUILT_IN:
+        raise UserError(
+            f"student.initialization: the embeddings of {student.initialization} are of its own pieces, and "
+            f"student.vocabulary chooses them anew. Set student.initialization to one of {', '.join(BUILT_IN)}."
+        )
+    if general is not None and general.streaming:
+        raise UserError(
+            "student.vocabulary: the pieces of general.corpus are counted before training, which a stream does not "
+            "allow. Set general.streaming=false, or student.vocabulary=null."
+        )
+    check_wordpiece(run.checkpoint.tokenizer)
+
+
+def _counts(rows: Dataset, embeddings: int) -> np.ndarray:
+    counts = np.zeros(embeddings, dtype=np.int64)
+    for batch in rows.select_columns(["input_ids"]).iter(batch_size=1000):
+        counts += np.bincount(np.concatenate([*batch["input_ids"], []]).astype(np.int64), minlength=embeddings)
+    return counts
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """Figures for result.json: pieces kept, and what of the validation rows they do not cover.
+
+    validation.pieces and validation.cut are of the rows as the teacher reads them, its unknown pieces among those;
+    validation.unknown is what the student's own tokenizer makes of them.
+    """
+    cut = run.cut
+    assert cut is not None
+    figures: dict[str, Any] = {
+        "pieces": len(cut.kept),
+        "teacher_pieces": len(run.checkpoint.tokenizer),
+        "coverage": cut.coverage,
+    }
+    if run.config.task is None:
+        return figures
+    embeddings = run.checkpoint.config.vocab_size
+    seen = _counts(run.teacher_encoded.features["validation"], embeddings)
+    own = _counts(run.encoded.features["validation"], len(cut.kept))
+    gone = np.ones(embeddings, dtype=bool)
+    gone[cut.kept.numpy()] = False
+    teacher_tokenizer = run.checkpoint.tokenizer
+    figures["validation"] = {
+        "pieces": int(seen.sum()),
+        "cut": int(seen[gone].sum()),
+        "unknown": int(own[cut.tokenizer.unk_token_id]),
+        "teacher_unknown": int(seen[teacher_tokenizer.unk_token_id]),
+    }
+    return figures
+
+
+def sentence(figures: dict[str, Any]) -> str:
+    """What `describe` found, for people."""
+    kept = (
+        f"{figures['pieces']:,} of {figures['teacher_pieces']:,} pieces, {figures['coverage']:.2%} of those in the "
+        "training text"
+    )
+    if "validation" not in figures:
+        return kept
+    seen = figures["validation"]
+    return (
+        f"{kept}; of {seen['pieces']:,} in the validation rows {seen['cut']:,} were cut, {seen['unknown']:,} are "
+        f"unknown to the student ({seen['teacher_unknown']:,} to the teacher)"
+    )
