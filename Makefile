@@ -2,10 +2,11 @@
 # ARGS passes arguments on: make demo ARGS="task.seed=1 --output runs/seed1", make test ARGS="-k losses".
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults bench check format clean
+.PHONY: help setup demo test test-slow test-faults bench quality check format clean
 
 PYTHON ?= python3
 ARGS ?=
+DATA ?= ../shared/data
 BIN := .venv/bin
 
 # What the demo and the tests read comes inside packages or is made on the spot; nothing waits for a network.
@@ -45,6 +46,11 @@ test-faults: setup ## kill, damage and starve runs; about 10 minutes
 bench: setup ## measure speed against the published step, a peer and the processor (15 minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,bench]'
 	$(BIN)/python -m benchmarks.speed $(ARGS)
+
+# Resumable; DATA names the folder with sst2/, mrpc/ and the others.
+quality: setup ## measure what students keep of their teachers on seven tasks (hours; ARGS=--quick: 20 minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,export,bench]'
+	$(BIN)/python -m benchmarks.quality --data $(DATA) $(ARGS)
 
 check: setup ## check format, lint, types and import layers
 	$(BIN)/ruff format --check .

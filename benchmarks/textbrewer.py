@@ -25,6 +25,7 @@ class TextBrewer:
 
     Args:
         pairs: (student layer, teacher layer) from 1 for the intermediate phase; None for the logits.
+        kd_loss: its loss on logits, ce or mse.
         cached: ask the teacher for each row's logits once, which is not its default.
     """
 
@@ -36,6 +37,7 @@ class TextBrewer:
         learning_rate: float,
         *,
         temperature: float = 1.0,
+        kd_loss: str = "ce",
         cached: bool = False,
     ) -> None:
         import textbrewer
@@ -52,7 +54,7 @@ class TextBrewer:
             self.distiller = textbrewer.GeneralDistiller(training, options, teacher, student, adaptor, adaptor)
         else:
             options = textbrewer.DistillationConfig(
-                temperature=temperature, hard_label_weight=0, is_caching_logits=cached
+                temperature=temperature, kd_loss_type=kd_loss, hard_label_weight=0, is_caching_logits=cached
             )
             self.distiller = textbrewer.BasicDistiller(training, options, teacher, student, adaptor, adaptor)
         self.distiller.save_and_callback = lambda *arguments: None

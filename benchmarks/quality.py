@@ -1,0 +1,182 @@
+"""What students keep of their teachers: seven tasks, a teacher each, systems and student sizes at equal data and time.
+Tasks and shapes are quality_tasks.py's, one run is quality_cells.py's, tables and plot are quality_report.py's.
+
+    python -m benchmarks.quality --data ../shared/data --work runs/quality
+    python -m benchmarks.quality --data ../shared/data --work runs/quality --only trec,sst2 --only default,tiny,0
+    python -m benchmarks.quality --report
+
+Every run is written to benchmarks/results/quality.json when it is finished and skipped when the command is given again;
+a stopped one goes on from its checkpoint. --only takes names of tasks, systems and sizes, and seeds: of each kind that
+is named, nothing else is run. --report writes the section of docs/results.md and its plot from the JSON alone.
+
+A student's training steps take --seconds of processor time on one thread, which is what the clock shows where nothing
+else runs; how many that is follows from a probe of the step's cost. Validation, test and loading come on top. Weights
+are chosen on validation rows, which are in neither training nor test. No system has general distillation or
+augmentation.
+
+Keys of the JSON: runs, each with task, system, size, seed, budget_seconds, value (of the task's metric on the reported
+rows), validation, metrics, parameters, steps, training_seconds and cpu_seconds; rows, made of them: task, system,
+student, metric, seeds, mean, deviation, seconds, parameters, retention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+# Before torch is imported: the figures are of one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import datasets
+from transformers.utils import logging
+
+from benchmarks.quality_cells import SYSTEMS, Cell, measure, measure_teacher
+from benchmarks.quality_report import write_report
+from benchmarks.quality_tasks import SIZES, TASKS
+from distill.checkpoint import write_json
+from distill.settings import UserError
+
+RESULTS = Path(__file__).parent / "results" / "quality.json"
+SECONDS = 240.0
+SEEDS = (0, 1, 2)
+FULL_VOCABULARY_ONLY = ("textbrewer",)
+"""Systems that compare what both models read piece by piece, and cannot map a cut vocabulary."""
+QUICK = ("trec", "mrpc", "bbc_news"), ("undistilled", "default"), (0,), 60.0
+TEACHER = "teacher"
+
+Run = dict[str, Any]
+
+
+def grid(tasks: Iterable[str], systems: Iterable[str], sizes: Iterable[str], seeds: Iterable[int]) -> list[Run]:
+    """What there is to measure, in the order in which it is: teachers, then seed by seed."""
+    tasks, systems, sizes = list(tasks), list(systems), list(sizes)
+    cells = [{"task": task, "system": TEACHER, "size": TEACHER, "seed": 42} for task in tasks]
+    for seed in seeds:
+        for size in sizes:
+            for task in tasks:
+                cells += [
+                    {"task": task, "system": system, "size": size, "seed": seed}
+                    for system in systems
+                    if system in SYSTEMS and not (size == "tiny" and system in FULL_VOCABULARY_ONLY)
+                ]
+    return cells
+
+
+def read_runs(file: Path) -> list[Run]:
+    """The finished runs; none where there is no file."""
+    return json.loads(file.read_text(encoding="utf-8"))["runs"] if file.is_file() else []
+
+
+def add_run(file: Path, run: Run) -> None:
+    """Put a run beside those of others who may be writing too, and make the rows anew."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with (file.parent / f".{file.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        runs = [other for other in read_runs(file) if _key(other) != _key(run)] + [run]
+        write_json(file, {"rows": summarise(runs), "runs": sorted(runs, key=_key)})
+
+
+def summarise(runs: Sequence[Run]) -> list[Run]:
+    """A row for each task, system, student and budget: mean and standard deviation (n - 1) over seeds; retention is the
+    mean over the teacher's value."""
+    teachers = {run["task"]: run["value"] for run in runs if run["system"] == TEACHER}
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in sorted(runs, key=_key):
+        groups.setdefault(_key(run)[:4], []).append(run)
+    rows = []
+    for (task, system, size, budget), group in groups.items():
+        values = [run["value"] for run in group]
+        mean = statistics.fmean(values)
+        rows.append(
+            {
+                "task": task,
+                "system": system,
+                "student": size,
+                "metric": group[0]["metric"],
+                "seeds": len(values),
+                "mean": mean,
+                "deviation": statistics.stdev(values) if len(values) > 1 else None,
+                "seconds": statistics.fmean(run["training_seconds"] for run in group),
+                "budget_seconds": budget or None,
+                "parameters": group[0]["parameters"],
+                "retention": mean / teachers[task] if task in teachers else None,
+            }
+        )
+    return rows
+
+
+def _key(run: Run) -> tuple[Any, ...]:
+    return run["task"], run["system"], run["size"], run.get("budget_seconds") or 0.0, run["seed"]
+
+
+def run_cells(cells: Sequence[Run], seconds: float, data: Path, work: Path, output: Path) -> None:
+    """Measure what is not in `output` yet."""
+    work.mkdir(parents=True, exist_ok=True)
+    for cell in cells:
+        is_teacher = cell["system"] == TEACHER
+        key = {**cell, "budget_seconds": None if is_teacher else seconds}
+        name = f"{cell['task']} {cell['system']} {cell['size']} seed {cell['seed']}"
+        if _key(key) in {_key(run) for run in read_runs(output)}:
+            print(f"{name}: done before", flush=True)
+            continue
+        task = TASKS[cell["task"]]
+        if is_teacher:
+            figures = measure_teacher(task, data, work)
+        else:
+            if not (work / "teachers" / task.name / "teacher" / "result.json").is_file():
+                measure_teacher(task, data, work)
+            figures = measure(Cell(task, cell["system"], cell["size"], cell["seed"], seconds), data, work)
+        add_run(output, {**key, **figures})
+        print(f"{name}: {figures['metric']} {figures['value']:.4f}", flush=True)
+
+
+def _chosen(only: Sequence[str], kinds: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Of each kind what is named, or all of it where nothing is."""
+    names = [name for part in only for name in part.split(",") if name]
+    for name in names:
+        if not any(name in kind for kind in kinds):
+            raise UserError(f"--only: {name!r} is none of {', '.join(one for kind in kinds for one in kind)}.")
+    return [[one for one in kind if one in names] or list(kind) for kind in kinds]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--data", type=Path, help="folder with sst2/, mrpc/, ...; rows as JSON lines, gzipped")
+    parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="teachers and what is being trained")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME,...", help="tasks, systems, sizes, seeds")
+    parser.add_argument("--seconds", type=float, help=f"of training a student; {SECONDS:g} where not given")
+    parser.add_argument("--quick", action="store_true", help="three tasks, two systems, one seed, a minute each")
+    parser.add_argument("--report", action="store_true", help="write docs/results.md's section and plot; train nothing")
+    parser.add_argument("--output", type=Path, help="the JSON; finished runs in it are kept")
+    options = parser.parse_args(arguments)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    output = options.output or (options.work / "quick.json" if options.quick else RESULTS)
+    try:
+        if not options.report:
+            if options.data is None or not options.data.is_dir():
+                raise UserError("--data: give the folder that holds sst2/, mrpc/ and the others.")
+            tasks, systems, seeds, seconds = QUICK if options.quick else (TASKS, SYSTEMS, SEEDS, SECONDS)
+            kinds = [list(tasks), [TEACHER, *systems], list(SIZES), [str(seed) for seed in seeds]]
+            chosen = _chosen(options.only, kinds)
+            cells = grid(chosen[0], chosen[1], chosen[2], map(int, chosen[3]))
+            if TEACHER not in chosen[1]:
+                cells = [cell for cell in cells if cell["system"] != TEACHER]
+            run_cells(cells, options.seconds or seconds, options.data, options.work, output)
+        write_report(output, summarise(read_runs(output)), write=options.report)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

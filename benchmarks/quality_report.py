@@ -1,0 +1,133 @@
+"""What is made of benchmarks/results/quality.json: the section of docs/results.md between its markers, and the plot.
+Measuring is left to quality.py."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality_cells import SYSTEMS
+from benchmarks.quality_tasks import SIZES, TASKS
+from distill.checkpoint import write_text
+from distill.settings import UserError
+
+DOCS = Path(__file__).parent.parent / "docs"
+BEGIN, END = "<!-- quality: from here on written by benchmarks.quality --report -->", "<!-- quality: to here -->"
+TEACHER = "teacher"
+
+Row = dict[str, Any]
+
+
+def write_report(results: Path, rows: Sequence[Row], *, write: bool) -> None:
+    """Print the tables; with `write` put them and the plot into docs/.
+
+    Raises:
+        UserError: nothing was measured yet; docs/results.md has lost its markers.
+    """
+    if not rows:
+        raise UserError(f"--output: {results} holds no runs yet. Give --data, and measure some.")
+    text = "\n".join(section(rows))
+    print(text)
+    if not write:
+        return
+    page = DOCS / "results.md"
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{page}: the lines {BEGIN!r} and {END!r} are not both there. Put them where the tables go.")
+    plot(rows, DOCS / "quality.svg")
+    write_text(page, f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+
+
+def section(rows: Sequence[Row]) -> list[str]:
+    """A table of figures and one of retention, and what is missing, as Markdown lines."""
+    tasks = [name for name in TASKS if any(row["task"] == name for row in rows)]
+    budgets = sorted({row["budget_seconds"] for row in rows if row["budget_seconds"]})
+    lines: list[str] = []
+    for budget in budgets or [None]:
+        own = [row for row in rows if row["budget_seconds"] in (None, budget)]
+        kinds = [(TEACHER, TEACHER), *((system, size) for size in SIZES for system in SYSTEMS)]
+        kinds = [kind for kind in kinds if any((row["system"], row["student"]) == kind for row in own)]
+        if budget:
+            lines += [f"Training of {budget:g} seconds each, on one thread:", ""]
+        lines += [
+            "| student | parameters | " + " | ".join(f"{task} ({_metric(own, task)})" for task in tasks) + " | kept |",
+            "|---|---|" + "---|" * (len(tasks) + 1),
+        ]
+        for system, size in kinds:
+            cells = {row["task"]: row for row in own if (row["system"], row["student"]) == (system, size)}
+            parameters = statistics.fmean(row["parameters"] for row in cells.values()) / 1e6
+            name = TEACHER if system == TEACHER else f"{size}, {system}"
+            figures = " | ".join(_figure(cells.get(task)) for task in tasks)
+            lines.append(f"| {name} | {parameters:.2f} M | {figures} | {_kept(list(cells.values()), system)} |")
+        lines += ["", *_missing(own, kinds), ""]
+    return lines
+
+
+def _metric(rows: Sequence[Row], task: str) -> str:
+    return next(row["metric"] for row in rows if row["task"] == task)
+
+
+def _figure(row: Row | None) -> str:
+    if row is None:
+        return "not run"
+    if row["deviation"] is None:
+        return f"{row['mean']:.4f}" if row["system"] == TEACHER else f"{row['mean']:.4f} (1 seed)"
+    return f"{row['mean']:.4f} ± {row['deviation']:.4f} ({row['seeds']} seeds)"
+
+
+def _kept(rows: Sequence[Row], system: str) -> str:
+    """Mean retention over the tasks measured."""
+    known = [row["retention"] for row in rows if row["retention"] is not None]
+    if system == TEACHER or not known:
+        return ""
+    return f"{statistics.fmean(known):.1%} of {len(known)} tasks"
+
+
+def _missing(rows: Sequence[Row], kinds: Sequence[tuple[str, str]]) -> list[str]:
+    """What of the whole grid was not run, in words."""
+    lines = []
+    absent = [name for name in TASKS if not any(row["task"] == name for row in rows)]
+    if absent:
+        lines.append(f"Tasks of which nothing was run: {', '.join(absent)}.")
+    unseen = [
+        f"{size} {system}"
+        for size in SIZES
+        for system in SYSTEMS
+        if (system, size) not in kinds and (size, system) != ("tiny", "textbrewer")
+    ]
+    if unseen:
+        lines.append(f"Systems of which nothing was run: {', '.join(unseen)}.")
+    return lines
+
+
+def plot(rows: Sequence[Row], file: Path) -> None:
+    """Retention against parameters and against minutes of training, a point for each task, system and student."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    mpl.rcParams["svg.hashsalt"] = "quality"  # the same figures give the same file
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    shown = [row for row in rows if row["system"] != TEACHER and row["retention"] is not None]
+    for number, system in enumerate(SYSTEMS):
+        for size, marker in zip(SIZES, "os", strict=True):
+            points = [row for row in shown if (row["system"], row["student"]) == (system, size)]
+            label = f"{size}, {system}" if points else None
+            for axis, xs in (
+                (axes[0], [row["parameters"] / 1e6 for row in points]),
+                (axes[1], [row["seconds"] / 60 for row in points]),
+            ):
+                kept = [100 * row["retention"] for row in points]
+                axis.scatter(xs, kept, marker=marker, color=f"C{number}", label=label, alpha=0.8)
+    axes[0].set(xlabel="parameters (millions)", ylabel="% of the teacher's metric", xscale="log")
+    axes[1].set(xlabel="minutes of training")
+    for axis in axes:
+        axis.axhline(100, color="grey", linewidth=0.8)
+    if shown:
+        axes[1].legend(fontsize="small")
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)

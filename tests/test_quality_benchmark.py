@@ -1,0 +1,164 @@
+"""Claims about the quality benchmark: its rows are disjoint, what is measured is kept and not measured again, means and
+retention are right, and the report says what is missing."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import quality, quality_report, quality_tasks
+from benchmarks.quality_tasks import SIZES, TASKS, Size, write_splits
+from distill import tiny
+
+SMALL = Size(2, 24, 4, 48)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """trec with the toy's rows, taught by the toy's teacher to students of the toy's shape."""
+    folder = tmp_path / "data" / "trec"
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        rows = tiny.load()[split]
+        lines = [json.dumps({"sentence": row["text"], "label": row["label"], "label_fine": "x"}) for row in rows]
+        with gzip.open(folder / f"{split}.jsonl.gz", "wt") as stream:
+            stream.write("\n".join(lines) + "\n")
+    monkeypatch.setitem(
+        TASKS, "trec", replace(TASKS["trec"], teacher={"max_steps": 4, "learning_rate": 3e-3}, held_out=48)
+    )
+    monkeypatch.setitem(SIZES, "3L-312", SMALL)
+    monkeypatch.setitem(SIZES, "tiny", replace(SMALL, changes={"vocabulary": {"size": 90}}))
+    monkeypatch.setattr(quality_tasks, "TEACHER", "tiny-random")
+    monkeypatch.setattr(quality_tasks, "runtime", lambda: {"cpu_threads": 1, "precision": "fp32"})
+    monkeypatch.setattr("benchmarks.quality_cells.runtime", lambda: {"cpu_threads": 1, "precision": "fp32"})
+    return tmp_path / "data"
+
+
+def test_held_out_rows_are_in_no_other_split(data: Path, tmp_path: Path) -> None:
+    write_splits(TASKS["trec"], data, tmp_path / "rows")
+    rows = {
+        split: (tmp_path / "rows" / f"{split}.jsonl").read_text().splitlines()
+        for split in ("train", "validation", "test")
+    }
+    source = tiny.load()
+    assert len(rows["validation"]) == 48
+    assert sorted(json.loads(row)["sentence"] for row in rows["train"] + rows["validation"]) == sorted(
+        source["train"]["text"]
+    )
+    assert [json.loads(row)["sentence"] for row in rows["test"]] == source["test"]["text"][:]
+    assert json.loads(rows["train"][0]).keys() == {"sentence", "label"}
+
+
+def test_it_measures_each_system_once_and_goes_on_from_what_there_is(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "quality.json"
+    given = ["--data", str(data), "--work", str(tmp_path / "work"), "--output", str(output), "--seconds", "0.2"]
+    only = ["--only", "trec,teacher,undistilled,default,0"]
+    assert quality.main([*given, *only]) == 0, capsys.readouterr().err
+    found = json.loads(output.read_text())
+    assert {(run["system"], run["size"]) for run in found["runs"]} == {
+        ("teacher", "teacher"),
+        *((system, size) for system in ("undistilled", "default") for size in ("3L-312", "tiny")),
+    }
+    by = {(row["system"], row["student"]): row for row in found["rows"]}
+    assert by["default", "tiny"]["parameters"] == by["default", "3L-312"]["parameters"] - 24 * 12
+    assert by["default", "3L-312"]["retention"] == pytest.approx(
+        by["default", "3L-312"]["mean"] / by["teacher", "teacher"]["mean"]
+    )
+    assert not list((tmp_path / "work" / "runs").iterdir())
+
+    def never(*arguments: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(quality, "measure", never)
+    monkeypatch.setattr(quality, "measure_teacher", never)
+    assert quality.main([*given, *only]) == 0
+    assert "not run" not in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="measured again"):
+        quality.main([*given, "--only", "trec,paper,0"])
+
+
+def run(task: str, system: str, size: str, seed: int, value: float) -> dict[str, object]:
+    budget = None if system == "teacher" else 60.0
+    return {
+        "task": task,
+        "system": system,
+        "size": size,
+        "seed": seed,
+        "budget_seconds": budget,
+        "value": value,
+        "metric": "accuracy",
+        "training_seconds": 55.0,
+        "parameters": 1_000_000,
+    }
+
+
+def test_rows_are_means_over_seeds_and_runs_of_others_stay(tmp_path: Path) -> None:
+    file = tmp_path / "quality.json"
+    for one in (
+        run("trec", "teacher", "teacher", 42, 0.9),
+        *(run("trec", "default", "tiny", seed, value) for seed, value in ((0, 0.1), (0, 0.80), (1, 0.84), (2, 0.85))),
+    ):
+        quality.add_run(file, one)
+    found = json.loads(file.read_text())
+    (row,) = [row for row in found["rows"] if row["system"] == "default"]
+    assert row["seeds"] == 3
+    assert row["mean"] == pytest.approx(0.83)
+    # sqrt((0.03^2 + 0.01^2 + 0.02^2) / 2)
+    assert row["deviation"] == pytest.approx(0.0264575, rel=1e-4)
+    assert row["retention"] == pytest.approx(0.83 / 0.9)
+
+
+def test_the_report_replaces_its_section_alone_and_names_what_was_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality_report, "DOCS", tmp_path)
+    file = tmp_path / "quality.json"
+    for one in (
+        run("trec", "teacher", "teacher", 42, 0.9),
+        run("mrpc", "teacher", "teacher", 42, 0.8),
+        run("trec", "default", "tiny", 0, 0.81),
+    ):
+        quality.add_run(file, one)
+    page = tmp_path / "results.md"
+    page.write_text(f"before\n{quality_report.BEGIN}\nold\n{quality_report.END}\nafter\n")
+    for _ in range(2):
+        assert quality.main(["--report", "--output", str(file)]) == 0
+        text = page.read_text()
+        assert text.startswith("before\n")
+        assert text.endswith("after\n")
+        assert "old" not in text
+    assert "| tiny, default | 1.00 M | 0.8100 (1 seed) | not run | 90.0% of 1 tasks |" in text
+    assert "nothing was run: sst2, stsb, bbc_news, agnews, wnut17" in text
+    assert "3L-312 textbrewer" in text
+    assert "<svg" in (tmp_path / "quality.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "--data"),
+        (["--data", "nowhere"], "--data"),
+        (["--data", ".", "--only", "trek"], "'trek' is none of sst2, trec"),
+        (["--report"], "holds no runs"),
+    ],
+)
+def test_wrong_arguments_end_with_2(
+    arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert quality.main([*arguments, "--output", str(tmp_path / "none.json")]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_the_tiny_student_is_a_seventh_and_a_half_of_the_teacher() -> None:
+    """By hand: embeddings, three layers, pooler and a head of six classes of BERT's form; the teacher has 22.71 M."""
+    size = SIZES["tiny"]
+    d, inner, pieces = size.width, size.intermediate_size, size.changes["vocabulary"]["size"]
+    layer = 4 * (d * d + d) + 2 * d * inner + inner + d + 4 * d
+    parameters = (pieces + 512 + 2) * d + 2 * d + size.layers * layer + d * d + d + 6 * d + 6
+    assert parameters <= 22_713_216 / 7.5
