@@ -83,6 +83,30 @@ def test_it_measures_each_system_once_and_goes_on_from_what_there_is(
         quality.main([*given, "--only", "trec,paper,0"])
 
 
+@pytest.mark.parametrize("kind", ["classes", "numbers", "tokens"])
+def test_the_peer_is_trained_on_the_same_rows_for_the_same_time(
+    kind: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("textbrewer")  # the extra `bench`, which make setup leaves out
+    if kind == "numbers":
+        monkeypatch.setitem(TASKS, "trec", replace(TASKS["trec"], type="regression", metric="pearson"))
+    if kind == "tokens":
+        columns = {"text": "tokens", "label": "ner_tags"}
+        task = replace(TASKS["trec"], columns=columns, type="token_classification", metric="f1")
+        monkeypatch.setitem(TASKS, "trec", task)
+        for split in ("train", "test"):
+            rows = [{"tokens": ["rain", "often"], "ner_tags": ["B-W", "O"]}, {"tokens": ["talk"], "ner_tags": ["O"]}]
+            with gzip.open(data / "trec" / f"{split}.jsonl.gz", "wt") as stream:
+                stream.write("\n".join(json.dumps(row) for row in rows * 48) + "\n")
+    output = tmp_path / "quality.json"
+    given = ["--data", str(data), "--work", str(tmp_path / "work"), "--output", str(output), "--seconds", "1"]
+    assert quality.main([*given, "--only", "trec,textbrewer,0"]) == 0, capsys.readouterr().err
+    (run,) = json.loads(output.read_text())["runs"]
+    assert run["size"] == "3L-312"
+    assert 1 <= run["training_seconds"] < 3
+    assert min(run["steps"].values()) > 0
+
+
 def run(task: str, system: str, size: str, seed: int, value: float) -> dict[str, object]:
     budget = None if system == "teacher" else 60.0
     return {
