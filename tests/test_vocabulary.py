@@ -227,6 +227,8 @@ def test_a_run_goes_through_counts_what_is_unknown_and_loads_anywhere(tokens: bo
     assert f"vocabulary: {told['pieces']} of {told['teacher_pieces']} pieces" in outcome.out
     tokenizer = AutoTokenizer.from_pretrained(run / "student")
     assert told["pieces"] == len(tokenizer) == json.loads((run / "student" / "config.json").read_text())["vocab_size"]
+    card = (run / "student" / "README.md").read_text()
+    assert f"knows {told['pieces']} of its teacher's {told['teacher_pieces']} word pieces" in card
     assert told["validation"]["unknown"] == 0
     assert 0 < told["validation"]["cut"] < told["validation"]["pieces"]
     if tokens:

@@ -277,6 +277,11 @@ def _limits(facts: Facts) -> Iterator[str]:
             "It was tested on the rows above alone; texts of other origin, style or language are unknown ground.",
             f"It reads {length} word pieces of a text; what follows was cut off in training and in testing.",
         ]
+        if (cut := facts.results.get("task", {}).get("vocabulary")) is not None:
+            limits.append(
+                f"It knows {cut['pieces']:,} of its teacher's {cut['teacher_pieces']:,} word pieces, those of its "
+                "training text; other words are spelt in shorter ones."
+            )
         if facts.origins["labels"]:
             limits.append("How far its probabilities can be trusted (calibration) was not measured.")
     limits.append("It learned from its teacher's answers: the teacher's mistakes and biases are in it.")
