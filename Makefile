@@ -25,7 +25,7 @@ setup: .venv/installed ## create .venv with the versions that constraints.txt pi
 	  echo "$(PYTHON) lacks its venv module; Debian and Ubuntu have it in the package python3-venv" >&2; exit 1; }
 	@echo "Installing into .venv; this takes some minutes the first time."
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 -c constraints.txt -e '.[demo,dev,export,serve]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 -c constraints.txt -e '.[demo,dev,export,openvino,serve]'
 	@touch $@
 
 # The flags stop accelerate from listing the defaults it took.

@@ -20,8 +20,8 @@ from distill.export.graph import export_graph
 from distill.export.metadata import write_metadata
 from distill.export.parity import Agreement, agreement, require_agreement
 from distill.export.quantization import RECIPES, Candidate, choose, quantize, ranges
-from distill.export.runtime import OnnxModel
-from distill.export.session import MODEL_FILE
+from distill.export.runtime import open_artefact
+from distill.export.session import MODEL_FILE, model_file
 from pipelines.encoded import Encoded
 from pipelines.export import artefacts_folder
 from pipelines.run import Run
@@ -75,12 +75,23 @@ class Workshop:
         measured = self._measure({"onnx": graph})["onnx"]
         require_agreement("onnx", measured.agreement)
         figures: dict[str, Any] = {}
+        if "openvino" in formats:
+            figures["openvino"] = self._openvino(graph)
         if "int8" in formats:
             figures["int8"] = self._int8(graph, measured, max_int8_loss_points)
         if "onnx" in formats:
             figures["onnx"] = self._keep("onnx", graph, measured, {})
         shutil.rmtree(work)
         return figures
+
+    def _openvino(self, graph: Path) -> dict[str, Any]:
+        from distill.export.openvino import convert
+
+        file = graph.with_name(model_file("openvino"))
+        convert(graph, file)
+        measured = self._measure({"openvino": file})["openvino"]
+        require_agreement("openvino", measured.agreement)
+        return self._keep("openvino", file, measured, {})
 
     def _int8(self, graph: Path, float32: _Measured, max_loss_points: float) -> dict[str, Any]:
         run = self.run
@@ -112,7 +123,7 @@ class Workshop:
     def _measure(self, files: Mapping[str, Path]) -> dict[str, _Measured]:
         """Load each back; timings go round, so that what else the machine does falls on all alike."""
         threads = torch.get_num_threads()
-        models = {name: OnnxModel(file, self.model.config, threads) for name, file in files.items()}
+        models = {name: open_artefact(file, self.model.config, threads) for name, file in files.items()}
         features = self.rows.features["validation"]
         times: dict[str, list[float]] = {name: [] for name in models}
         for _ in range(ROUNDS):
@@ -134,7 +145,9 @@ class Workshop:
         run, config = self.run, self.model.config
         folder = self.folder / name
         folder.mkdir()
-        file.rename(folder / MODEL_FILE)
+        parts = [file, *([file.with_suffix(".bin")] if name == "openvino" else [])]
+        for part in parts:
+            part.rename(folder / (model_file(name) if part is file else part.name))
         config.save_pretrained(folder)
         self.rows.tokenizer.save_pretrained(folder)
         figures = {
@@ -156,4 +169,4 @@ class Workshop:
                 **figures,
             },
         )
-        return {**figures, "bytes": (folder / MODEL_FILE).stat().st_size}
+        return {**figures, "bytes": sum(part.stat().st_size for part in folder.glob("model.*"))}

@@ -18,10 +18,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertCon
 from distill.activations import model_inputs
 from distill.checkpoint import write_json
 from distill.export.graph import export_graph
-from distill.export.options import FORMATS
+from distill.export.options import FORMATS, OPENVINO, require_packages
 from distill.export.quantization import quantize, ranges
-from distill.export.runtime import OnnxModel
-from distill.export.session import MODEL_FILE
+from distill.export.runtime import open_artefact
+from distill.export.session import MODEL_FILE, model_file
 from distill.export.timing import Subject, Timed, Workload, all_threads, measure
 from distill.families import positions
 from distill.settings import UserError
@@ -72,9 +72,10 @@ class Compared:
 
     @property
     def bytes(self) -> int:
-        """Of the weights' file."""
+        """Of the weights, and of the graph where there is one."""
         path = self.subject.path
-        return sum(file.stat().st_size for file in ([path] if path.is_file() else path.glob("*.safetensors")))
+        files = path.parent.glob(f"{path.stem}.*") if path.is_file() else path.glob("*.safetensors")
+        return sum(file.stat().st_size for file in files)
 
 
 def benchmark_run(run: Run, effort: Effort) -> dict[str, Any]:
@@ -90,7 +91,9 @@ def benchmark_run(run: Run, effort: Effort) -> dict[str, Any]:
     longest = max(effort.lengths)
     for who, config in (("teacher", run.checkpoint.config), ("student", run.student_config())):
         _require_positions(who, config, longest)
-    formats = [name for name in FORMATS if (artefacts_folder(run) / name / MODEL_FILE).is_file()]
+    formats = [name for name in FORMATS if (artefacts_folder(run) / name / model_file(name)).is_file()]
+    if "openvino" in formats:
+        require_packages("benchmark of the openvino artefact", OPENVINO, extra="openvino")
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         teacher = run.load_task_teacher().cpu()
@@ -118,8 +121,8 @@ def _of_run(
 
     yield compared("pytorch", saved, model)
     for label in formats:
-        file = artefacts / label / MODEL_FILE
-        yield compared(label, file, OnnxModel(file, model.config, torch.get_num_threads()))
+        file = artefacts / label / model_file(label)
+        yield compared(label, file, open_artefact(file, model.config, torch.get_num_threads()))
 
 
 def benchmark_models(names: Sequence[str], effort: Effort, folder: Path) -> dict[str, Any]:

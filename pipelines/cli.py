@@ -117,7 +117,7 @@ def export(
     logit to 1e-4 and in every prediction; int8 is tried dynamically and statically, and the fastest way that loses at
     most export.max_int8_loss_points of the deciding figure is kept. Where one fails, none is written.
 
-    Example: tinybert export runs/bbc_news --to onnx,int8
+    Example: tinybert export runs/bbc_news --to onnx,int8,openvino
     """
     _require_student(folder)
     asked = [] if to is None else [f"export.to={json.dumps(_formats(to))}"]

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from distill.activations import model_inputs, read_logits
 from distill.checkpoint import remove_folder, write_folder
 from distill.config import Config, to_plain
-from distill.export.options import require_packages
+from distill.export.options import OPENVINO, require_packages
 from distill.settings import UserError
 from pipelines import general, task
 from pipelines.card.facts import origins
@@ -47,6 +47,8 @@ class ExportStage(Stage):
                 "export.to empty, or set task."
             )
         require_packages("export.to")
+        if "openvino" in run.config.export.to:
+            require_packages("export.to: openvino", OPENVINO, extra="openvino")
 
     def plan(self, run: Run) -> list[Work]:
         return [Work(self.name, f"{', '.join(['safetensors', *run.config.export.to])}, read back and compared")]

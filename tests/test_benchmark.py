@@ -30,7 +30,7 @@ def of_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
 
 def test_teacher_and_student_are_measured_in_every_format(of_run: tuple[Path, dict[str, Any], str]) -> None:
     _, figures, out = of_run
-    formats = ("pytorch", "onnx", "int8")
+    formats = ("pytorch", "onnx", "int8", "openvino")
     assert [one["name"] for one in figures["models"]] == [
         f"{who} {kind}" for who in ("teacher", "student") for kind in formats
     ]
@@ -72,7 +72,7 @@ def test_a_report_shows_the_benchmark_and_the_exported_files(
     assert tables["Benchmark"][1:] == expected
     made = json.loads((folder / "export" / "result.json").read_text(encoding="utf-8"))["artefacts"]
     files = {row[0]: row for row in tables["Exported student"][1:]}
-    assert files.keys() == made.keys() == {"onnx", "int8"}
+    assert files.keys() == made.keys() == {"onnx", "int8", "openvino"}
     for name, one in made.items():
         differing = f"{one['agreement']['differing_predictions']} of 48"
         assert files[name][1:4] == [f"{one['validation']['accuracy']:.4f}", differing, f"{one['bytes'] / 1e6:.1f}"]

@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 from onnx import numpy_helper
@@ -28,6 +29,8 @@ from distill.export.quantization import LARGE_TABLE_ROWS, RECIPES, Candidate, ch
 from distill.settings import UserError
 from pipelines import artefacts
 from tests.builders import Outcome, finished_run, run_tinybert
+
+FILES = {"onnx": {"model.onnx"}, "int8": {"model.onnx"}, "openvino": {"model.xml", "model.bin"}}
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def exported_run() -> Path:
     """A run whose student was exported to everything; look at it, or work on a copy."""
     folder = copy_run(Path(mkdtemp(prefix="tinybert-tests-")))
     # Of an untrained toy every way into 8 bits may cost points; what is kept then is test_choice's.
-    outcome = run_tinybert("export", folder, "--to", "onnx,int8", "export.max_int8_loss_points=100")
+    outcome = run_tinybert("export", folder, "--to", ",".join(FILES), "export.max_int8_loss_points=100")
     assert outcome.status == 0, outcome.err[-3000:]
     return folder
 
@@ -60,31 +63,35 @@ def metadata(folder: Path) -> dict[str, Any]:
 
 def test_each_format_is_a_folder_with_all_it_takes_to_use_it() -> None:
     folder = exported_run() / "artefacts"
-    assert sorted(path.name for path in folder.iterdir()) == ["int8", "onnx"]
-    for name in ("onnx", "int8"):
+    assert {path.name for path in folder.iterdir()} == set(FILES)
+    for name, files in FILES.items():
         names = {path.name for path in (folder / name).iterdir()}
-        assert {"model.onnx", "config.json", "tokenizer.json", "tokenizer_config.json", "metadata.json"} == names
+        assert {*files, "config.json", "tokenizer.json", "tokenizer_config.json", "metadata.json"} == names
     student = exported_run() / "student" / "model.safetensors"
     assert (folder / "int8" / "model.onnx").stat().st_size < (folder / "onnx" / "model.onnx").stat().st_size
     assert student.is_file()
 
 
-@pytest.mark.parametrize("name", ["onnx", "int8"])
+@pytest.mark.parametrize("name", FILES)
 def test_an_artefact_answers_with_what_lies_in_its_folder_alone(name: str) -> None:
     """Tokenizer, session and label names as a server would use them; the oracle is the student's safetensors."""
     folder = exported_run() / "artefacts" / name
     texts = ["rain and wind every morning", "people often talk about the piano", "snow"]
     rows = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="np")
-    session = onnxruntime.InferenceSession(folder / "model.onnx")
-    (logits,) = session.run(["logits"], {one.name: rows[one.name] for one in session.get_inputs()})
+    if name == "openvino":
+        compiled = openvino.Core().compile_model(str(folder / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        logits = compiled({one.any_name: rows[one.any_name] for one in compiled.inputs})["logits"]
+    else:
+        session = onnxruntime.InferenceSession(folder / "model.onnx")
+        (logits,) = session.run(["logits"], {one.name: rows[one.name] for one in session.get_inputs()})
     model = AutoModelForSequenceClassification.from_pretrained(exported_run() / "student").eval()
     with torch.inference_mode():
         expected = model(**{key: torch.from_numpy(value) for key, value in rows.items()}).logits.numpy()
-    np.testing.assert_allclose(logits, expected, atol=1e-4 if name == "onnx" else 0.3)
+    np.testing.assert_allclose(logits, expected, atol=0.3 if name == "int8" else 1e-4)
     assert AutoConfig.from_pretrained(folder).id2label == {0: "weather", 1: "music"}
 
 
-@pytest.mark.parametrize("name", ["onnx", "int8"])
+@pytest.mark.parametrize("name", FILES)
 def test_metadata_names_what_was_made_and_hashes_every_file(name: str) -> None:
     folder = exported_run() / "artefacts" / name
     found = metadata(folder)
@@ -98,6 +105,7 @@ def test_metadata_names_what_was_made_and_hashes_every_file(name: str) -> None:
         content = (folder / file).read_bytes()
         assert found["files"][file] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert found["versions"]["onnxruntime"] == onnxruntime.__version__
+    assert ("openvino" in found["versions"]) is (name == "openvino")
 
 
 def test_the_figures_of_every_candidate_are_kept() -> None:
@@ -106,8 +114,9 @@ def test_the_figures_of_every_candidate_are_kept() -> None:
     for one in result["int8"]["candidates"]:
         assert one.keys() == {"name", "metric", "latency_ms", "bytes"}
     assert result["int8"]["recipe"] in RECIPES
-    assert result["onnx"]["agreement"]["differing_predictions"] == 0
-    assert result["onnx"]["agreement"]["largest_difference"] < 1e-4
+    for name in ("onnx", "openvino"):
+        assert result[name]["agreement"]["differing_predictions"] == 0
+        assert result[name]["agreement"]["largest_difference"] < 1e-4
 
 
 def test_a_run_without_artefacts_is_as_before(run_folder: Path) -> None:
@@ -192,16 +201,19 @@ def test_a_run_without_a_student_is_refused(run_folder: Path) -> None:
     assert "has no student yet. Finish it first: tinybert run" in refused(run_folder, "--to", "onnx").err
 
 
-def test_a_missing_package_is_named_with_the_extra(run_folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("missing", "kind", "extra"), [("onnxscript", "onnx", "export"), ("openvino", "openvino", "openvino")]
+)
+def test_a_missing_package_is_named_with_the_extra(missing: str, kind: str, extra: str, run_folder: Path) -> None:
     find = importlib.util.find_spec
 
-    def without_onnx(name: str, *rest: Any) -> Any:
-        return None if name == "onnxscript" else find(name, *rest)
+    def without(name: str, *rest: Any) -> Any:
+        return None if name == missing else find(name, *rest)
 
-    with mock.patch("importlib.util.find_spec", without_onnx):
-        outcome = refused(run_folder, "--to", "onnx")
-    assert "onnxscript" in outcome.err
-    assert "pip install 'tinybert-distill[export]'" in outcome.err
+    with mock.patch("importlib.util.find_spec", without):
+        outcome = refused(run_folder, "--to", kind)
+    assert missing in outcome.err
+    assert f"pip install 'tinybert-distill[{extra}]'" in outcome.err
 
 
 def test_general_distillation_alone_has_nothing_to_check_an_artefact_by(run_folder: Path) -> None:

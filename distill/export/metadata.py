@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.checkpoint import sha256_of, write_json
+from distill.export.options import OPENVINO
 from distill.export.session import METADATA_FILE
 
 PACKAGES = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "onnxscript")
@@ -21,5 +22,6 @@ def write_metadata(folder: Path, values: Mapping[str, Any]) -> None:
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
-    versions = {name: version(name) for name in PACKAGES}
+    packages = [*PACKAGES, *(OPENVINO if values["format"] == "openvino" else ())]
+    versions = {name: version(name) for name in packages}
     write_json(folder / METADATA_FILE, {**values, "files": files, "versions": versions})

@@ -11,17 +11,21 @@ from pydantic import Field, PositiveInt
 
 from distill.settings import UserError, settings
 
-FORMATS = ("onnx", "int8")
+FORMATS = ("onnx", "int8", "openvino")
 """What a student can be exported to, in the order in which it is made."""
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 """What ONNX files need; the extra `export` brings it."""
 
+OPENVINO = ("openvino",)
+"""What OpenVINO's files need beside them; the extra `openvino` brings it."""
+
 
 @settings
 class ExportOptions:
-    to: list[Literal["onnx", "int8"]] = dataclasses.field(default_factory=list)
-    """Artefacts beside student/, in RUN/artefacts: onnx (float32), int8 (ONNX too); empty for the safetensors alone."""
+    to: list[Literal["onnx", "int8", "openvino"]] = dataclasses.field(default_factory=list)
+    """Artefacts beside student/, in RUN/artefacts: onnx (float32), int8 (ONNX too), openvino (float32); empty for the
+    safetensors alone."""
     max_int8_loss_points: float = Field(default=0.5, ge=0)
     """How many points (hundredths) of the deciding figure int8 may lose on the validation split."""
     calibration_rows: PositiveInt = 256

@@ -23,7 +23,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Subject:
-    """A model on disk: a folder of transformers', or an ONNX file."""
+    """A model on disk: a folder of transformers', or an artefact's file."""
 
     name: str
     path: Path
@@ -108,7 +108,7 @@ def _answer(worker: Connection) -> Any:
 def _work(connection: Connection, subject: Subject, threads: int) -> None:
     """A subject's process: loads it, says so, then answers until the pipe is closed."""
     try:
-        forward = (_onnx if subject.path.is_file() else _pytorch)(subject, threads)
+        forward = _load(subject, threads)
         connection.send(True)
         while True:
             question = connection.recv()
@@ -134,6 +134,12 @@ def _turn(forward: Forward, subject: Subject, workload: Workload, seconds: float
         forward(ids)
         found.append(time.perf_counter() - began)
     return found
+
+
+def _load(subject: Subject, threads: int) -> Forward:
+    if subject.path.is_dir():
+        return _pytorch(subject, threads)
+    return _openvino(subject, threads) if subject.path.suffix == ".xml" else _onnx(subject, threads)
 
 
 def _pytorch(subject: Subject, threads: int) -> Forward:
@@ -167,6 +173,19 @@ def _onnx(subject: Subject, threads: int) -> Forward:
     def forward(ids: np.ndarray) -> object:
         batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
         return session.run(None, {name: batch[name] for name in takes})
+
+    return forward
+
+
+def _openvino(subject: Subject, threads: int) -> Forward:
+    from distill.export.session import compile_openvino
+
+    compiled = compile_openvino(subject.path, threads)
+    takes = [given.any_name for given in compiled.inputs]
+
+    def forward(ids: np.ndarray) -> object:
+        batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        return compiled({name: batch[name] for name in takes})
 
     return forward
 
