@@ -106,8 +106,8 @@ def export(
     to: Annotated[
         str | None,
         typer.Option(
-            help="Formats beside the safetensors, comma-separated: onnx, int8. Without it what export.to of the run's "
-            "config says."
+            help="Formats beside the safetensors, comma-separated: onnx, int8, openvino. Without it what export.to of "
+            "the run's config says."
         ),
     ] = None,
 ) -> None:
