@@ -19,8 +19,7 @@ from distill.export.session import METADATA_FILE, MODEL_FILE, open_session
 from distill.spans import spans
 
 FORWARD_PIECES = 24
-"""What another forward costs, in pieces: rows are padded to one length where that costs less than two forwards. Between
-16 and 64 the demo's student and TinyBERT 4L-312 answer mixed lengths equally fast."""
+"""What another forward is taken to cost, in pieces, an estimate: rows are padded to one length where that is less."""
 
 Row = tuple[str, str | None]
 """A text and, in tasks of pairs, the second one; question and context."""
