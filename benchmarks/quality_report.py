@@ -37,8 +37,11 @@ def write_report(results: Path, rows: Sequence[Row], *, write: bool) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise UserError(f"{page}: the lines {BEGIN!r} and {END!r} are not both there. Put them where the tables go.")
-    plot(rows, DOCS / "quality.svg")
-    write_text(page, f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+    picture = ""
+    if students := [row for row in rows if row["system"] != TEACHER and row["retention"] is not None]:
+        plot(students, DOCS / "quality.svg")
+        picture = "![What students keep, against their parameters and the minutes of training](quality.svg)\n\n"
+    write_text(page, f"{before}{BEGIN}\n\n{text}\n{picture}{END}{after}")
 
 
 def section(rows: Sequence[Row]) -> list[str]:
@@ -104,7 +107,7 @@ def _missing(rows: Sequence[Row], kinds: Sequence[tuple[str, str]]) -> list[str]
 
 
 def plot(rows: Sequence[Row], file: Path) -> None:
-    """Retention against parameters and against minutes of training, a point for each task, system and student."""
+    """Retention against parameters and against minutes of training, a point for each row, which are of students."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -112,10 +115,9 @@ def plot(rows: Sequence[Row], file: Path) -> None:
 
     mpl.rcParams["svg.hashsalt"] = "quality"  # the same figures give the same file
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    shown = [row for row in rows if row["system"] != TEACHER and row["retention"] is not None]
     for number, system in enumerate(SYSTEMS):
         for size, marker in zip(SIZES, "os", strict=True):
-            points = [row for row in shown if (row["system"], row["student"]) == (system, size)]
+            points = [row for row in rows if (row["system"], row["student"]) == (system, size)]
             label = f"{size}, {system}" if points else None
             for axis, xs in (
                 (axes[0], [row["parameters"] / 1e6 for row in points]),
@@ -123,11 +125,10 @@ def plot(rows: Sequence[Row], file: Path) -> None:
             ):
                 kept = [100 * row["retention"] for row in points]
                 axis.scatter(xs, kept, marker=marker, color=f"C{number}", label=label, alpha=0.8)
-    axes[0].set(xlabel="parameters (millions)", ylabel="% of the teacher's metric", xscale="log")
+    axes[0].set(xlabel="parameters (millions)", ylabel="% of the teacher's metric")
     axes[1].set(xlabel="minutes of training")
     for axis in axes:
         axis.axhline(100, color="grey", linewidth=0.8)
-    if shown:
-        axes[1].legend(fontsize="small")
+    axes[1].legend(fontsize="small")
     figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)

@@ -160,6 +160,7 @@ def test_the_report_replaces_its_section_alone_and_names_what_was_not_run(
     assert "| tiny, default | 1.00 M | 0.8100 (1 seed) | not run | 90.0% of 1 tasks |" in text
     assert "nothing was run: sst2, stsb, bbc_news, agnews, wnut17" in text
     assert "3L-312 textbrewer" in text
+    assert "(quality.svg)" in text
     assert "<svg" in (tmp_path / "quality.svg").read_text()
 
 
