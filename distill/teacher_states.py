@@ -24,8 +24,9 @@ from distill.data import Collator
 from distill.teacher_logits import content_hash
 
 COLUMN = "teacher_states"
-BLOCK = 128
-"""Rows of a file; an interrupted computation goes on behind the last whole one. Two files are held in memory."""
+FILE_BYTES = 256_000_000
+"""Of a file, about: large enough that flushing it takes less time than computing it; two are held in memory. An
+interrupted computation goes on behind the last whole one."""
 BATCH_TOKENS = 4_096
 """Of a forward that fills a block, padding included."""
 
@@ -77,11 +78,10 @@ class StateLayout:
 class TeacherStates:
     """States of each row of a dataset, memory-mapped; made by teacher_states()."""
 
-    def __init__(self, layout: StateLayout, lengths: np.ndarray, files: Sequence[Path]) -> None:
-        self.layout = layout
-        self.lengths = lengths
-        ends = lengths.cumsum()
-        self.starts = ends - lengths - np.repeat((ends - lengths)[::BLOCK], BLOCK)[: len(lengths)]
+    def __init__(self, layout: StateLayout, lengths: np.ndarray, files: Sequence[Path], block: int) -> None:
+        self.layout, self.lengths, self.block = layout, lengths, block
+        before = lengths.cumsum() - lengths
+        self.starts = before - np.repeat(before[::block], block)[: len(lengths)]
         self.blocks: list[Tensor] = []
         for file in files:
             with safe_open(file, framework="pt") as opened:  # maps the file; rows are read when they are asked for
@@ -92,7 +92,7 @@ class TeacherStates:
         states = torch.empty(len(rows), length, sum(self.layout.widths), dtype=self.layout.dtype)
         for place, row in zip(states, rows, strict=True):
             start, own = self.starts[row], self.lengths[row]
-            place[:own] = self.blocks[row // BLOCK][start : start + own]
+            place[:own] = self.blocks[row // self.block][start : start + own]
             place[own:] = 0
         return states
 
@@ -141,28 +141,34 @@ def teacher_states(
         progress: told how many rows were done, by any process or before.
     """
     lengths = np.asarray(features["length"][:], dtype=np.int64)
-    wanted = repr((sorted(needs.hidden), sorted(needs.attention), needs.values))
+    block = _block_rows(layout, lengths)
+    wanted = repr((sorted(needs.hidden), sorted(needs.attention), needs.values, block))
     place = folder / f"states-{hashlib.sha256((content_hash(teacher, features) + wanted).encode()).hexdigest()[:32]}"
-    starts = range(0, len(features), BLOCK)
+    starts = range(0, len(features), block)
     files = [place / f"rows-{start:010d}.safetensors" for start in starts]
     place.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(1) as writer:  # a block is written while the teacher reads the next one
         written: Future[None] | None = None
         for number, (start, file) in enumerate(zip(starts, files, strict=True)):
             if number % accelerator.num_processes == accelerator.process_index and not file.is_file():
-                block = features.select(range(start, min(start + BLOCK, len(features))))
-                states = _block(teacher, block, lengths[start : start + BLOCK], collator, needs, layout)
+                rows = features.select(range(start, min(start + block, len(features))))
+                states = _states(teacher, rows, lengths[start : start + block], collator, needs, layout)
                 if written is not None:
                     written.result()
                 written = writer.submit(write_tensors, file, {COLUMN: states})
-            progress(min(BLOCK, len(features) - start))
+            progress(min(block, len(features) - start))
         if written is not None:
             written.result()
     accelerator.wait_for_everyone()
-    return TeacherStates(layout, lengths, files)
+    return TeacherStates(layout, lengths, files, block)
 
 
-def _block(
+def _block_rows(layout: StateLayout, lengths: np.ndarray) -> int:
+    """Rows of a file."""
+    return max(1, int(FILE_BYTES / (layout.token_bytes * lengths.mean())))
+
+
+def _states(
     teacher: PreTrainedModel,
     rows: Dataset,
     lengths: np.ndarray,

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -50,7 +51,7 @@ def shown(build_model) -> PreTrainedModel:
 def test_each_row_has_what_the_teacher_shows_of_it_alone(
     family: str, values: bool, build_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BLOCK", 3)
+    monkeypatch.setattr(module, "_block_rows", lambda *given: 3)
     monkeypatch.setattr(module, "BATCH_TOKENS", 32)
     model = build_model(family).eval()
     show_attention(model)
@@ -108,19 +109,20 @@ def test_they_are_found_again_and_only_missing_files_are_computed(
     shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
-    block = module._block
+    states = module._states
 
     def watched(teacher: Any, rows: Dataset, *rest: Any) -> Any:
         made.append(len(rows))
-        return block(teacher, rows, *rest)
+        return states(teacher, rows, *rest)
 
-    monkeypatch.setattr(module, "_block", watched)
-    monkeypatch.setattr(module, "BLOCK", 3)
+    monkeypatch.setattr(module, "_states", watched)
+    monkeypatch.setattr(module, "_block_rows", lambda *given: 3)
     first = computed(tmp_path, shown).padded(range(7), 16)
     assert made == [3, 3, 1]
     assert computed(tmp_path, shown).padded(range(7), 16).equal(first)
     assert made == [3, 3, 1]
     (place,) = tmp_path.iterdir()
+    assert len(list(place.iterdir())) == 3
     sorted(place.iterdir())[1].unlink()
     assert computed(tmp_path, shown).padded(range(7), 16).equal(first)
     assert made == [3, 3, 1, 3]
@@ -171,3 +173,11 @@ def test_a_run_with_states_gives_the_student_of_one_without(tmp_path: Path, monk
 def test_a_run_says_why_it_keeps_none(settings: tuple[str, ...], says: str, tmp_path: Path) -> None:
     outcome = succeed(TINY, *ALONE, *settings, "--output", tmp_path / "run")
     assert says in outcome.out
+
+
+def test_a_file_has_about_as_many_bytes_as_it_should(shown) -> None:
+    rows = encoded_rows(LENGTHS * 1000)
+    layout = state_layout(shown, rows, Collator(tiny.tokenizer(), None), NEEDS)
+    block = module._block_rows(layout, np.array(rows["length"][:]))
+    kept = sum(LENGTHS * 1000) / len(rows) * block * layout.token_bytes
+    assert kept == pytest.approx(module.FILE_BYTES, rel=0.01)
