@@ -334,6 +334,35 @@ def serve(
     serve_models(models, options)
 
 
+@app.command()
+def package(
+    folder: RunArgument,
+    target: Annotated[str, typer.Option("--for", metavar="TARGET", help="sagemaker.")],
+    output: Annotated[Path, typer.Option(help="A folder that is not there yet, or is empty.")],
+    artefact: Annotated[
+        str | None, typer.Option(help="Which of RUN/artefacts answers: int8 or onnx; int8 where both are there.")
+    ] = None,
+) -> None:
+    """Pack a run's exported student for where it is to answer.
+
+    sagemaker: OUTPUT/model.tar.gz for the Hugging Face inference containers: the student for transformers, the ONNX
+    artefact that answers, and code/inference.py.
+
+    Nothing is uploaded or started; docs/deployment.md has the commands that do.
+
+    Example: tinybert package runs/bbc_news --for sagemaker --output packages/sagemaker
+    """
+    from distill.export.options import require_packages
+
+    require_packages("package", ["litserve", "onnxruntime", "prometheus_client"], "serve")
+    _require_student(folder)
+    from pipelines.package import make_package
+
+    make_package(folder, target, output, artefact)
+    for file in sorted(path for path in output.rglob("*") if path.is_file()):
+        print(f"{file} ({file.stat().st_size:,} bytes)")
+
+
 def main() -> None:
     """The `tinybert` command."""
     _exit_with(app)
