@@ -337,10 +337,17 @@ def serve(
 @app.command()
 def package(
     folder: RunArgument,
-    target: Annotated[str, typer.Option("--for", metavar="TARGET", help="sagemaker.")],
+    target: Annotated[str, typer.Option("--for", metavar="TARGET", help="sagemaker or kubernetes.")],
     output: Annotated[Path, typer.Option(help="A folder that is not there yet, or is empty.")],
     artefact: Annotated[
         str | None, typer.Option(help="Which of RUN/artefacts answers: int8 or onnx; int8 where both are there.")
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME:TAG",
+            help="kubernetes: the image's name, registry included; without it tinybert-student:HASH.",
+        ),
     ] = None,
 ) -> None:
     """Pack a run's exported student for where it is to answer.
@@ -348,9 +355,14 @@ def package(
     sagemaker: OUTPUT/model.tar.gz for the Hugging Face inference containers: the student for transformers, the ONNX
     artefact that answers, and code/inference.py.
 
-    Nothing is uploaded or started; docs/deployment.md has the commands that do.
+    kubernetes: OUTPUT is the context of `docker build` (Dockerfile, pinned packages, the server, the artefact), and
+    OUTPUT/manifests has deployment, service, autoscaler and disruption budget.
 
-    Example: tinybert package runs/bbc_news --for sagemaker --output packages/sagemaker
+    Nothing is built, uploaded or started; docs/deployment.md has the commands that do.
+
+    Examples: tinybert package runs/bbc_news --for sagemaker --output packages/sagemaker
+
+    tinybert package runs/bbc_news --for kubernetes --output packages/kubernetes --image registry.example.com/bbc-news:1
     """
     from distill.export.options import require_packages
 
@@ -358,7 +370,7 @@ def package(
     _require_student(folder)
     from pipelines.package import make_package
 
-    make_package(folder, target, output, artefact)
+    make_package(folder, target, output, artefact, image)
     for file in sorted(path for path in output.rglob("*") if path.is_file()):
         print(f"{file} ({file.stat().st_size:,} bytes)")
 

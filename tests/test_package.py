@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,15 +15,21 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import kubernetes_validate
 import onnxruntime
 import pytest
 import torch
+import yaml
+from fastapi import FastAPI
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from distill import tiny
 from distill.config import dump_config, load_config
 from distill.export.graph import export_graph
 from distill.export.metadata import write_metadata
+from distill.serving.answers import Served
+from distill.serving.options import ServingOptions
+from distill.serving.server import Gateway, Model
 from tests.builders import contents, finished_run, run_tinybert
 
 TEXTS = ["rain and wind every morning", "people often talk about the piano", "snow"]
@@ -173,4 +180,121 @@ def test_a_damaged_artefact_is_not_packed(tmp_path: Path) -> None:
 
 def test_an_unknown_target_names_the_known_ones(tmp_path: Path) -> None:
     message = refused(exported_run(), "--for", "lambda", "--output", tmp_path / "out")
-    assert "--for: 'lambda' is none of sagemaker" in message
+    assert "--for: 'lambda' is none of sagemaker, kubernetes" in message
+
+
+# Kubernetes
+
+
+@cache
+def kubernetes() -> Path:
+    return package("kubernetes", Path(mkdtemp(prefix="tinybert-tests-")) / "kubernetes")
+
+
+def manifest(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((kubernetes() / "manifests" / f"{name}.yaml").read_text())
+    return found
+
+
+def container() -> dict[str, Any]:
+    (only,) = manifest("deployment")["spec"]["template"]["spec"]["containers"]
+    return dict(only)
+
+
+@pytest.mark.parametrize("release", ["1.27", "1.37"])
+@pytest.mark.parametrize("name", ["deployment", "service", "hpa", "pdb"])
+def test_a_manifest_is_valid_by_the_published_schema(name: str, release: str) -> None:
+    content = manifest(name)
+    kubernetes_validate.validate(content, release, strict=True)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate({**content, "spec": {**content["spec"], "selektor": 1}}, release, strict=True)
+
+
+def test_the_manifests_are_about_the_same_pods() -> None:
+    deployment, service = manifest("deployment"), manifest("service")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert manifest("pdb")["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    scaled = manifest("hpa")["spec"]["scaleTargetRef"]
+    assert (scaled["kind"], scaled["name"]) == ("Deployment", deployment["metadata"]["name"])
+    assert "replicas" not in deployment["spec"], "applying it again would undo what the autoscaler chose"
+    assert manifest("hpa")["spec"]["minReplicas"] > manifest("pdb")["spec"]["minAvailable"], "a node can be emptied"
+    (port,) = container()["ports"]
+    assert service["spec"]["ports"][0]["targetPort"] == port["name"]
+
+
+def test_the_probes_ask_routes_of_the_server_on_its_port() -> None:
+    app = FastAPI()
+    Gateway([Model("student", Served("regression", (), 8), lambda: None, "")], ServingOptions()).add_routes(app)
+    routes = {route.path for route in app.routes if "GET" in route.methods}
+    (port,) = container()["ports"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        asked = container()[probe]["httpGet"]
+        assert asked["path"] in routes
+        assert asked["port"] == port["name"]
+    annotations = manifest("deployment")["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/path"] in routes
+    assert annotations["prometheus.io/port"] == str(port["containerPort"])
+
+
+def dockerfile() -> list[tuple[str, str]]:
+    text = (kubernetes() / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
+def test_the_image_is_of_two_stages_pinned_and_not_roots() -> None:
+    steps = dockerfile()
+    bases = [rest.split()[0] for word, rest in steps if word == "FROM"]
+    assert len(bases) == 2
+    assert all(re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base) for base in bases)
+    last = steps[max(index for index, (word, _) in enumerate(steps) if word == "FROM") :]
+    user = dict(last)["USER"].split(":")[0]
+    assert int(user) == manifest("deployment")["spec"]["template"]["spec"]["securityContext"]["runAsUser"] > 0
+    assert dict(last)["EXPOSE"] == str(container()["ports"][0]["containerPort"])
+    assert not [rest for word, rest in last if word == "RUN"]
+    for word, rest in steps:
+        if word == "COPY" and not rest.startswith("--from"):
+            assert (kubernetes() / rest.split()[0]).exists()
+    lines = (kubernetes() / "requirements.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", line) for line in lines)
+    names = {line.partition("==")[0] for line in lines}
+    assert {"litserve", "fastapi", "uvicorn", "onnxruntime", "tokenizers", "numpy", "pydantic-core"} <= names
+    assert not names & {"torch", "transformers", "datasets"}
+
+
+def test_the_command_is_read_by_the_server_which_drains_before_it_is_killed() -> None:
+    command = json.loads(dict(dockerfile())["CMD"])
+    assert command[1:4] == ["-m", "distill.serving", "model"]
+    flags = dict(zip(command[4::2], command[5::2], strict=True))
+    options = ServingOptions(**{name.removeprefix("--").replace("-", "_"): value for name, value in flags.items()})
+    assert options.host == "0.0.0.0"
+    assert options.port == container()["ports"][0]["containerPort"]
+    before = int(container()["lifecycle"]["preStop"]["exec"]["command"][1])
+    grace = manifest("deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace > before + options.drain_seconds
+
+
+def test_the_images_files_answer_as_the_student_does() -> None:
+    code = (
+        "sys.path.insert(0, '.')\n"
+        "import pathlib, distill.serving.__main__\n"
+        "from distill.serving.artefact import student_model\n"
+        "assert distill.__file__.startswith(str(pathlib.Path.cwd())), distill.__file__\n"
+        f"found = student_model(pathlib.Path('model'), 1).make().answer([(text, None) for text in {TEXTS!r}])\n"
+        "print(json.dumps([[one['label'], float(one['probabilities'].max())] for one in found]))\n"
+    )
+    for (label, score), (expected_label, expected_score) in zip(run_alone(code, kubernetes()), expected(), strict=True):
+        assert label == expected_label
+        assert score == pytest.approx(expected_score, abs=1e-5)
+
+
+def test_the_image_has_the_name_that_was_given(tmp_path: Path) -> None:
+    assert re.fullmatch(r"tinybert-student:[0-9a-f]{12}", container()["image"])
+    given = ("--for", "kubernetes", "--output", tmp_path / "out", "--image")
+    for name in ("bbc", "bbc:latest", "bbc:1\nx: y"):
+        assert "--image" in refused(exported_run(), *given, name)
+    assert run_tinybert("package", exported_run(), *given, "registry.example.com:5000/bbc:1").status == 0
+    content = yaml.safe_load((tmp_path / "out" / "manifests" / "deployment.yaml").read_text())
+    assert content["spec"]["template"]["spec"]["containers"][0]["image"] == "registry.example.com:5000/bbc:1"

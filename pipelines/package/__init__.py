@@ -4,26 +4,32 @@ What is common to both is here: what is refused, and that a folder appears whole
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from distill.checkpoint import write_folder
 from distill.serving.artefact import check_artefact, find_artefact
 from distill.settings import UserError
+from pipelines.package.kubernetes import image_name, write_kubernetes
 from pipelines.package.sagemaker import write_sagemaker
 
-TARGETS: dict[str, Callable[[Path, Path, Path], None]] = {"sagemaker": write_sagemaker}
-"""Of each target what fills a folder: (run, artefact, folder)."""
+TARGETS = ("sagemaker", "kubernetes")
 
 
-def make_package(run: Path, target: str, output: Path, artefact: str | None) -> None:
+def make_package(run: Path, target: str, output: Path, artefact: str | None, image: str | None) -> None:
     """Fill `output`, which must not be there or be empty, with what `target` takes.
 
+    Args:
+        image: the name of Kubernetes' image, with its tag; None: of the model's bytes.
+
     Raises:
-        UserError: the target is unknown, `output` holds something, the run has no whole artefact or student.
+        UserError: the target or the image's name is not known as one, `output` holds something, the run has no
+            whole artefact or student.
     """
     if target not in TARGETS:
         raise UserError(f"--for: {target!r} is none of {', '.join(TARGETS)}.")
+    if image is not None and target != "kubernetes":
+        raise UserError("--image: only a package for kubernetes has an image. Leave it out.")
     _require_room(output)
     folder = find_artefact(run, artefact)
     check_artefact(folder)
@@ -31,8 +37,10 @@ def make_package(run: Path, target: str, output: Path, artefact: str | None) -> 
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (student / name).is_file():
             raise UserError(f"{student / name} is missing. Write the student again: tinybert export {run}")
-    write = TARGETS[target]
-    write_folder(output.absolute(), lambda into: write(run, folder, into))
+    if target == "sagemaker":
+        write_folder(output.absolute(), partial(write_sagemaker, run, folder))
+    else:
+        write_folder(output.absolute(), partial(write_kubernetes, folder, image_name(folder, image)))
 
 
 def _require_room(output: Path) -> None:
