@@ -98,8 +98,8 @@ def test_adapting_is_planned_skipped_and_redone_like_a_stage(adapted: tuple[Path
 
 def test_adapting_that_is_stopped_goes_on_to_the_same_masked_lm(adapted: tuple[Path, Outcome], tmp_path: Path) -> None:
     class StopsAfterForty(Interruption):
-        def __init__(self) -> None:
-            super().__init__()
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
             self.asked = 0
 
         def requested(self) -> int:

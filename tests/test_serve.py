@@ -120,7 +120,12 @@ def test_v2_answers_are_those_of_transformers(server: Running) -> None:
 def test_the_other_forms_of_a_v2_request_mean_the_same(server: Running) -> None:
     flat = server.ask("POST", INFER, {"inputs": [tensor("text", ["rain", "snow"])]})[1]
     column = server.ask("POST", INFER, {"inputs": [tensor("text", [["rain"], ["snow"]], shape=[2, 1])]})[1]
-    assert column["outputs"] == flat["outputs"]
+    for one, other in zip(column["outputs"], flat["outputs"], strict=True):
+        assert (one["name"], one["shape"], one["datatype"]) == (other["name"], other["shape"], other["datatype"])
+        if one["name"] == "label":
+            assert one["data"] == other["data"]
+        else:
+            np.testing.assert_allclose(one["data"], other["data"], atol=1e-5)
     chosen = server.ask("POST", INFER, {"inputs": [tensor("text", ["rain"])], "outputs": [{"name": "label"}]})[1]
     assert [one["name"] for one in chosen["outputs"]] == ["label"]
 
@@ -130,7 +135,8 @@ def test_sagemaker_answers_have_the_form_of_a_transformers_pipeline(server: Runn
     assert status == 200
     assert [set(label) for label in one] == [{"label", "score"}]
     _, many = server.ask("POST", "/invocations", {"inputs": ["rain", TEXTS[1]]})
-    assert many[0] == one[0]
+    assert many[0]["label"] == one[0]["label"]
+    assert many[0]["score"] == pytest.approx(one[0]["score"], abs=1e-5)  # another batch sums in another order
     _, every = server.ask("POST", "/invocations", {"inputs": "rain", "parameters": {"top_k": None}})
     assert [label["score"] for label in every] == sorted((label["score"] for label in every), reverse=True)
     assert {label["label"] for label in every} == set(NAMES)
