@@ -20,7 +20,7 @@ from distill.export.graph import export_graph
 from distill.export.metadata import write_metadata
 from distill.export.parity import Agreement, agreement, require_agreement
 from distill.export.quantization import RECIPES, Candidate, choose, quantize, ranges
-from distill.export.runtime import open_artefact
+from distill.export.runtime import ArtefactModel
 from distill.export.session import MODEL_FILE, model_file
 from pipelines.encoded import Encoded
 from pipelines.export import artefacts_folder
@@ -123,7 +123,7 @@ class Workshop:
     def _measure(self, files: Mapping[str, Path]) -> dict[str, _Measured]:
         """Load each back; timings go round, so that what else the machine does falls on all alike."""
         threads = torch.get_num_threads()
-        models = {name: open_artefact(file, self.model.config, threads) for name, file in files.items()}
+        models = {name: ArtefactModel(file, self.model.config, threads) for name, file in files.items()}
         features = self.rows.features["validation"]
         times: dict[str, list[float]] = {name: [] for name in models}
         for _ in range(ROUNDS):

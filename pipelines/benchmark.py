@@ -20,7 +20,7 @@ from distill.checkpoint import write_json
 from distill.export.graph import export_graph
 from distill.export.options import FORMATS, OPENVINO, require_packages
 from distill.export.quantization import quantize, ranges
-from distill.export.runtime import open_artefact
+from distill.export.runtime import ArtefactModel
 from distill.export.session import MODEL_FILE, model_file
 from distill.export.timing import Subject, Timed, Workload, all_threads, measure
 from distill.families import positions
@@ -122,7 +122,7 @@ def _of_run(
     yield compared("pytorch", saved, model)
     for label in formats:
         file = artefacts / label / model_file(label)
-        yield compared(label, file, open_artefact(file, model.config, torch.get_num_threads()))
+        yield compared(label, file, ArtefactModel(file, model.config, torch.get_num_threads()))
 
 
 def benchmark_models(names: Sequence[str], effort: Effort, folder: Path) -> dict[str, Any]:

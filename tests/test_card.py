@@ -11,25 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
-from transformers import AutoModel
 
 from distill import tiny
 from distill.config import Config, load_config, parse_config
 from distill.evaluation import METRICS as GROUPS
 from distill.export.markdown import code, table, text
-from distill.tasks import TASKS
 from distill.teachers import weights_hash
 from pipelines.card import card, write_card
 from pipelines.card.facts import Facts, kind_of, read_facts
 from pipelines.card.metadata import METRICS
 from pipelines.card.recipe import FILES, HIDDEN, LEFT_OUT, NAMES, recipe
-from pipelines.card.usage import transformers_code
-from tests.builders import FEW_STEPS, TINY, finished_run, run_tinybert, succeed, write_rows
-from tests.conftest import BuildModel
+from tests.builders import FEW_STEPS, TINY, finished_run, succeed, write_rows
 from tests.test_export import copy_run
 
 MARKUP = "<script>alert(1)</script> [a](http://x.io) | *b* `c` _d_ ~e~ &amp; www.x.io x@y.io \\ # ---"
@@ -72,7 +67,8 @@ def tokens(markdown: str) -> list[Any]:
 def test_a_run_ends_with_a_card_that_the_hub_reads() -> None:
     content = (finished_run() / "student" / "README.md").read_text(encoding="utf-8")
     found = ModelCard(content).data
-    assert (found.library_name, found.pipeline_tag, found.language) == ("transformers", "text-classification", ["en"])
+    said = {"library_name": "transformers", "pipeline_tag": "text-classification", "language": ["en"]}
+    assert said.items() <= found.to_dict().items()
     assert "knowledge-distillation" in found.tags
     assert found.license is None
     assert found.base_model is None, "the toy is on no hub"
@@ -360,127 +356,3 @@ def test_the_settings_shown_repeat_the_run(name: str) -> None:
     shown = parse_config(yaml.safe_load(recipe(config, dict.fromkeys(NAMES, "hub"))))
     back = dataclasses.replace(shown, output=config.output, tracking=config.tracking, preset=config.preset)
     assert back == config
-
-
-# Code
-
-
-def run_code(source: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    monkeypatch.chdir(folder)
-    exec(compile(source, "card", "exec"), {})
-    return capsys.readouterr().out
-
-
-def fences(markdown: str, language: str) -> list[str]:
-    return [t.content for t in MarkdownIt("commonmark").parse(markdown) if t.type == "fence" and t.info == language]
-
-
-def test_the_code_in_the_card_answers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    (source,) = fences(card(facts()).text, "python")
-    said = run_code(source, finished_run(), monkeypatch, capsys)
-    assert "'label': 'weather'" in said or "'label': 'music'" in said
-    long = source.replace("The text to judge.", "rain " * 500)
-    assert run_code(long, finished_run(), monkeypatch, capsys), "longer than the model has positions"
-
-
-LABELS = {"question_answering": 2, "regression": 1}
-
-
-@pytest.mark.parametrize("pairs", [False, True])
-@pytest.mark.parametrize("task", [*TASKS, None])
-def test_each_tasks_code_runs(
-    task: str | None,
-    pairs: bool,
-    tmp_path: Path,
-    build_model: BuildModel,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    kind = TASKS[task] if task is not None else None
-    model = build_model(
-        auto_class=kind.auto_class if kind is not None else AutoModel,
-        vocab_size=len(tiny.tokenizer()),
-        num_labels=LABELS.get(task or "", 3),
-        problem_type=kind.problem_type if kind is not None else None,
-    )
-    model.save_pretrained(tmp_path / "student")
-    tiny.tokenizer().save_pretrained(tmp_path / "student")
-    settings = f"task.type={task}" if task is not None else "task=null"
-    found = with_config(with_origins(facts(), labels=["B-a", "I-a", "O"], pairs=pairs), settings)
-    assert run_code(transformers_code(found), tmp_path, monkeypatch, capsys).strip()
-
-
-# The command
-
-
-def test_the_card_again_keeps_its_settings_and_says_what_is_known_now(tmp_path: Path) -> None:
-    run = copy_run(tmp_path)
-    outcome = run_tinybert("card", run, "card.license=mit", "card.language=[de]")
-    assert outcome.status == 0, outcome.err
-    assert "card: " in outcome.out
-    assert "README.md" in outcome.out
-    data = ModelCard.load(run / "student" / "README.md").data
-    assert (data.license, data.language) == ("mit", ["de"])
-    assert load_config(run / "config.yaml").card.license == "mit"
-    result = json.loads((run / "evaluate" / "result.json").read_text())
-    result["student"]["metrics"]["accuracy"] = 0.1234
-    (run / "evaluate" / "result.json").write_text(json.dumps(result))
-    assert run_tinybert("card", run).status == 0
-    assert (
-        "0.1235" in (run / "student" / "README.md").read_text()
-        or "0.1234" in (run / "student" / "README.md").read_text()
-    )
-    assert ModelCard.load(run / "student" / "README.md").data.license == "mit"
-
-
-def test_a_card_that_says_the_same_is_left_alone(tmp_path: Path) -> None:
-    run = copy_run(tmp_path)
-    config = load_config(run / "config.yaml")
-    path = write_card(config, run)
-    assert path is not None
-    before = path.stat().st_mtime_ns
-    assert write_card(config, run) == path
-    assert path.stat().st_mtime_ns == before
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["seed=1"], "begin with card."),
-        (["card.license=MIT License"], "card.license"),
-        (["card.language=[english]"], "card.language"),
-        (["card.name=a b"], "card.name"),
-        (["card.licence=mit"], "did you mean card.license?"),
-    ],
-)
-def test_wrong_settings_of_the_card_are_told(tmp_path: Path, overrides: list[str], words: str) -> None:
-    run = copy_run(tmp_path)
-    before = (run / "config.yaml").read_bytes()
-    outcome = run_tinybert("card", run, *overrides)
-    assert outcome.status == 2
-    assert words in outcome.err
-    assert (run / "config.yaml").read_bytes() == before
-
-
-def test_a_student_that_was_not_exported_has_no_card(tmp_path: Path) -> None:
-    run = copy_run(tmp_path)
-    shutil.rmtree(run / "export")
-    outcome = run_tinybert("card", run)
-    assert outcome.status == 2
-    assert f"tinybert export {run}" in outcome.err
-
-
-def test_exporting_again_writes_the_card_again(tmp_path: Path) -> None:
-    run = copy_run(tmp_path)
-    (run / "student" / "README.md").unlink()
-    assert run_tinybert("export", run).status == 0
-    assert (run / "student" / "README.md").is_file()
-
-
-def test_a_student_with_its_card_is_a_checkpoint_like_another(tmp_path: Path) -> None:
-    """The card changes no hash by which a run knows its inputs."""
-    student = shutil.copytree(finished_run() / "student", tmp_path / "student")
-    before = weights_hash(str(student))
-    (student / "README.md").write_text("another card")
-    assert weights_hash(str(student)) == before
-    assert torch.is_tensor(AutoModel.from_pretrained(student).get_input_embeddings().weight)

@@ -23,7 +23,7 @@ from distill.activations import model_inputs, read_logits
 from distill.export.graph import export_graph
 from distill.export.one_query import fold_keys_and_values
 from distill.export.passes import drop_reshapes, keep_first_piece
-from distill.export.runtime import OnnxModel
+from distill.export.runtime import ArtefactModel
 from distill.losses import Logits
 from distill.tasks import TASKS
 from tests.conftest import BuildModel, MakeBatch, _model
@@ -52,7 +52,7 @@ def exported(family: str, auto_class: Any, labels: int) -> Path:
     return file
 
 
-def both_logits(model: PreTrainedModel, graph: OnnxModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def both_logits(model: PreTrainedModel, graph: ArtefactModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Of pieces that are no padding: what stands on padding is nobody's."""
     with torch.inference_mode():
         expected = read_logits(model(**model_inputs(model, batch)))
@@ -62,9 +62,9 @@ def both_logits(model: PreTrainedModel, graph: OnnxModel, batch: dict[str, Tenso
     return (found[real], expected[real]) if expected.ndim == 3 else (found, expected)
 
 
-def require_equal_logits(family: str, task: str, make_batch: MakeBatch) -> OnnxModel:
+def require_equal_logits(family: str, task: str, make_batch: MakeBatch) -> ArtefactModel:
     model = model_of(family, task)
-    graph = OnnxModel(exported(family, TASKS[task].auto_class, LABELS.get(task, 3)), model.config)
+    graph = ArtefactModel(exported(family, TASKS[task].auto_class, LABELS.get(task, 3)), model.config)
     for seed, lengths in enumerate(RAGGED):
         found, expected = both_logits(model, graph, make_batch(lengths, seed))
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
@@ -74,13 +74,13 @@ def require_equal_logits(family: str, task: str, make_batch: MakeBatch) -> OnnxM
 @pytest.mark.parametrize("task", TASKS)
 def test_logits_are_the_models_on_ragged_batches(task: str, make_batch: MakeBatch) -> None:
     graph = require_equal_logits("bert", task, make_batch)
-    assert graph.takes == ["input_ids", "attention_mask", "token_type_ids"]
+    assert graph.runner.takes == ["input_ids", "attention_mask", "token_type_ids"]
     assert graph.gives == (["start_logits", "end_logits"] if TASKS[task].logits is Logits.SPAN else ["logits"])
 
 
 def test_a_family_without_token_types_gives_a_graph_without_them(make_batch: MakeBatch) -> None:
     graph = require_equal_logits("distilbert", "single_label_classification", make_batch)
-    assert graph.takes == ["input_ids", "attention_mask"]
+    assert graph.runner.takes == ["input_ids", "attention_mask"]
 
 
 @pytest.mark.slow
@@ -90,7 +90,9 @@ def test_logits_are_the_models_in_other_families(family: str, make_batch: MakeBa
 
 
 def test_padding_does_not_change_the_logits(make_batch: MakeBatch) -> None:
-    graph = OnnxModel(exported("bert", AutoModelForSequenceClassification, 3), model_of("bert", "regression").config)
+    graph = ArtefactModel(
+        exported("bert", AutoModelForSequenceClassification, 3), model_of("bert", "regression").config
+    )
     together = make_batch((4, 19))
     alone = {name: tensor[:1, :4] for name, tensor in together.items() if tensor.ndim == 2}
     with torch.inference_mode():

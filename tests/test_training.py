@@ -5,141 +5,35 @@ test_distributed.py's."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from distill import tiny
-from distill.attention import show_attention
-from distill.checkpoint import Checkpoints, cpu_state
-from distill.data import Batches, Collator, tokenize
+from distill.checkpoint import cpu_state
 from distill.interruption import Interrupted
-from distill.layer_map import LayerMapOptions, build_layer_map
 from distill.losses import (
-    AttentionLoss,
     EmbeddingLoss,
     HiddenLoss,
     LabelLoss,
     LogitsLoss,
     LossTerm,
-    Match,
     RelationLoss,
 )
-from distill.objective import Objective
-from distill.settings import RunError
-from distill.students import Student, StudentOptions, build_student, student_config
-from distill.tasks import TASKS
-from distill.training import FitResult, TrainingOptions, Validation, distillation_loss, fit, total_steps
-from tests.builders import ListTracker, new_session
-
-TASK = TASKS["single_label_classification"]
-LAYERS: dict[str, LossTerm] = {"embedding": EmbeddingLoss(), "attention": AttentionLoss(), "hidden": HiddenLoss()}
-PREDICTION: dict[str, LossTerm] = {"logits": LogitsLoss(), "labels": LabelLoss()}
-OPTIONS = TrainingOptions(
-    max_steps=12, batch_size=16, learning_rate=1e-3, save_every_steps=5, evaluate_every_steps=4, log_every_steps=1
-)
-
-
-@pytest.fixture(scope="module")
-def features() -> Any:
-    return tokenize(tiny.load()["train"], TASK, tiny.tokenizer(), 32, "encode")
-
-
-@pytest.fixture(scope="module")
-def teacher() -> PreTrainedModel:
-    config = BertConfig(
-        vocab_size=len(tiny.tokenizer()),
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = BertForSequenceClassification(config).eval().requires_grad_(False)
-        model.classifier.weight.mul_(20)  # a teacher with opinions
-    show_attention(model)
-    return model
-
-
-class Setting:
-    """One training on the toy: everything is new but the features, the teacher and the folder."""
-
-    def __init__(self, features: Any, teacher: PreTrainedModel, folder: Path) -> None:
-        self.features, self.teacher, self.folder = features, teacher, folder
-
-    def student(self, dropout: float = 0.1) -> Student:
-        shape = StudentOptions(layers=2, width=24, heads=4, intermediate_size=48, dropout=dropout)
-        return build_student(student_config(self.teacher.config, shape), TASK, shape, 32, seed=3)
-
-    def objective(self, terms: dict[str, LossTerm]) -> Objective:
-        return Objective(terms, Match(build_layer_map(LayerMapOptions(), 2, 4), TASK.logits))
-
-    def batches(self, options: TrainingOptions) -> Batches:
-        return Batches(
-            self.features,
-            Collator(tiny.tokenizer(), TASK),
-            batch_size=options.batch_size,
-            accumulation=options.gradient_accumulation_steps,
-            seed=5,
-        )
-
-    def fit(
-        self,
-        student: Student,
-        options: TrainingOptions = OPTIONS,
-        *,
-        terms: dict[str, LossTerm] | None = None,
-        folder: str = "unbroken",
-        stop_after: int | None = None,
-        validation: Validation | None = None,
-        tracker: ListTracker | None = None,
-    ) -> FitResult:
-        session = new_session(tracker, stop_after)
-        student.to(session.accelerator.device)
-        self.teacher.to(session.accelerator.device)
-        return fit(
-            student,
-            self.teacher,
-            self.objective({**LAYERS, **PREDICTION} if terms is None else terms),
-            self.batches(options),
-            options,
-            session,
-            name="task.test",
-            checkpoints=Checkpoints(self.folder / folder, session.accelerator),
-            validation=validation,
-        )
-
-    def held_out(self, student: Student) -> Validation:
-        """The loss on the training rows without dropout, as the intermediate phase validates."""
-
-        def run() -> dict[str, float]:
-            accelerator = new_session().accelerator
-            objective = self.objective({**LAYERS, **PREDICTION})
-            return distillation_loss(student, self.teacher, objective, self.batches(OPTIONS), accelerator)
-
-        return Validation(run, "loss", higher_is_better=False)
+from distill.students import Student
+from distill.training import TrainingOptions, Validation, total_steps
+from tests.builders import ListTracker
+from tests.toy_training import LAYERS, OPTIONS, Setting, require_equal
 
 
 @pytest.fixture
-def setting(features: Any, teacher: PreTrainedModel, tmp_path: Path) -> Setting:
+def setting(tmp_path: Path) -> Setting:
     torch.manual_seed(0)
-    return Setting(features, teacher, tmp_path)
-
-
-def require_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    different = [name for name in one if not torch.equal(one[name], other[name])]
-    assert not different
+    return Setting(tmp_path)
 
 
 # ---- learning
@@ -230,205 +124,6 @@ def test_gradients_are_clipped_to_their_norm(setting: Setting) -> None:
     finally:
         handle.remove()
     assert Recorder.norms[0] == pytest.approx(norm / 10, rel=1e-3)
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_with_advice(setting: Setting) -> None:
-    student = setting.student()
-    with torch.no_grad():
-        student.model.base_model.embeddings.word_embeddings.weight.fill_(math.nan)
-    with pytest.raises(
-        RunError, match=r"task\.test: the loss is nan at step 1; the step was not taken.* Lower the learn"
-    ):
-        setting.fit(student)
-
-
-@dataclass
-class SpoiltBatches:
-    """Batches whose loss is weighted by NaN, or by infinity, in some steps."""
-
-    batches: Batches
-    spoilt: dict[int, float]
-    steps_per_epoch: int | None = None
-
-    def rows(self, step: int) -> list[int]:
-        return self.batches.rows(step)
-
-    def steps(self, first: int, last: int) -> Iterator[list[dict[str, Tensor]]]:
-        for step, parts in enumerate(self.batches.steps(first, last), start=first):
-            if step in self.spoilt and last - first > 1:  # not the first batch that fit looks at
-                parts[-1]["example_weight"][0] = self.spoilt[step]
-            yield parts
-
-
-def fit_spoilt(
-    setting: Setting,
-    student: Student,
-    spoilt: dict[int, float],
-    on_nonfinite: Literal["stop", "skip"],
-    options: TrainingOptions = OPTIONS,
-    **more: Any,
-) -> tuple[FitResult, ListTracker]:
-    tracker = ListTracker()
-    session = new_session(tracker, on_nonfinite=on_nonfinite, **more)
-    result = fit(
-        student,
-        setting.teacher,
-        setting.objective(PREDICTION),
-        SpoiltBatches(setting.batches(options), spoilt),
-        options,
-        session,
-        name="task.test",
-        checkpoints=Checkpoints(setting.folder / "spoilt", session.accelerator),
-    )
-    return result, tracker
-
-
-class Steps:
-    """What every step of AdamW is given and leaves, by a hook on all optimizers."""
-
-    def __init__(self) -> None:
-        self.before: list[list[Tensor]] = []
-        self.after: list[list[Tensor]] = []
-
-    def __enter__(self) -> Steps:
-        def parameters(optimizer: Any) -> list[Tensor]:
-            found = [p for group in optimizer.param_groups for p in group["params"]]
-            moments = [optimizer.state[p][name] for p in found for name in sorted(optimizer.state[p])]
-            return [tensor.detach().clone() for tensor in [*found, *moments]]
-
-        self.handles = [
-            register_optimizer_step_pre_hook(lambda o, a, k: self.before.append(parameters(o))),
-            register_optimizer_step_post_hook(lambda o, a, k: self.after.append(parameters(o))),
-        ]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_step_that_is_not_finite_is_not_taken_and_the_next_ones_are(
-    value: float, accumulation: int, setting: Setting
-) -> None:
-    """Neither weights, nor AdamW's moments, nor its count of steps."""
-    options = replace(OPTIONS, gradient_accumulation_steps=accumulation)
-    student = setting.student()
-    with Steps() as steps:
-        result, tracker = fit_spoilt(setting, student, {4: value, 7: value}, "skip", options)
-    for step, (before, after) in enumerate(zip(steps.before, steps.after, strict=True)):
-        # The moments are made in the first step.
-        same = len(before) == len(after) and all(map(torch.equal, before, after))
-        assert same == (step in (4, 7)), step
-    assert all(tensor.isfinite().all() for tensor in cpu_state(student).values())
-    assert result.skipped_steps == 2
-    assert [row["step"] for row in tracker.skipped] == [5, 8]
-    batches = setting.batches(options)
-    seen = [sorted(int(row) for part in batches.plan(step, step + 1) for row, _ in part) for step in (4, 7)]
-    assert [row["rows"] for row in tracker.skipped] == seen
-    assert "loss" in tracker.skipped[0]["wrong"]
-    assert all(math.isfinite(row["train/loss"]) for row in tracker.rows if row["step"] not in (5, 8))
-
-
-def test_a_skipped_step_leaves_the_weights_of_a_training_without_it(setting: Setting) -> None:
-    """Under a constant rate the steps after it are those of a training that never had it."""
-
-    class Without(SpoiltBatches):
-        def steps(self, first: int, last: int) -> Iterator[list[dict[str, Tensor]]]:
-            for step, parts in enumerate(self.batches.steps(first, last + 1), start=first):
-                if step != 4:
-                    yield parts
-
-    options = replace(OPTIONS, schedule="constant", warmup_fraction=0.0, max_steps=12)
-    spoilt, never = setting.student(dropout=0), setting.student(dropout=0)
-    fit_spoilt(setting, spoilt, {4: math.nan}, "skip", options)
-    session = new_session()
-    fit(
-        never,
-        setting.teacher,
-        setting.objective(PREDICTION),
-        Without(setting.batches(options), {}),
-        replace(options, max_steps=11),
-        session,
-        name="task.test",
-        checkpoints=Checkpoints(setting.folder / "never", session.accelerator),
-    )
-    require_equal(cpu_state(spoilt), cpu_state(never))
-
-
-def test_a_run_stops_at_a_step_that_is_not_finite_and_goes_on_by_skipping(setting: Setting) -> None:
-    whole = setting.student()
-    fit_spoilt(replace_folder(setting, "whole"), whole, {7: math.nan}, "skip")
-    with pytest.raises(
-        RunError, match=r"the loss is nan at step 8; .*skipped_steps\.jsonl.*runtime\.on_nonfinite=skip"
-    ):
-        fit_spoilt(setting, setting.student(), {7: math.nan}, "stop")
-    student = setting.student()
-    result, tracker = fit_spoilt(setting, student, {7: math.nan}, "skip")
-    assert tracker.rows[0]["step"] == 6, "it goes on from the checkpoint after step 5"
-    assert result.skipped_steps == 1
-    require_equal(cpu_state(student), cpu_state(whole))
-
-
-def replace_folder(setting: Setting, name: str) -> Setting:
-    return Setting(setting.features, setting.teacher, setting.folder / name)
-
-
-def test_what_was_skipped_before_a_stop_is_still_counted(setting: Setting) -> None:
-    with pytest.raises(Interrupted):
-        fit_spoilt(setting, setting.student(), {2: math.nan, 9: math.nan}, "skip", stop_after=6)
-    result, tracker = fit_spoilt(setting, setting.student(), {2: math.nan, 9: math.nan}, "skip")
-    assert result.skipped_steps == 2
-    assert [row["step"] for row in tracker.skipped] == [10]
-
-
-def test_a_stop_between_two_log_lines_is_no_hiding_place(setting: Setting) -> None:
-    """What was refused is read before a checkpoint is written, or a run that goes on from it would not know."""
-    options = replace(OPTIONS, log_every_steps=100, save_every_steps=5)
-    with pytest.raises(RunError, match="at step 3;"):
-        fit_spoilt(setting, setting.student(), {2: math.nan}, "stop", options)
-    assert not list((setting.folder / "spoilt").glob("checkpoint-*"))
-
-
-def test_a_training_of_which_nothing_is_finite_ends_even_where_steps_are_skipped(setting: Setting) -> None:
-    options = replace(OPTIONS, max_steps=60, log_every_steps=10)
-    with pytest.raises(RunError, match=r"the loss is nan at step 25; .* It is the 20th in a row"):
-        fit_spoilt(setting, setting.student(), dict.fromkeys(range(5, 60), math.nan), "skip", options)
-
-
-def test_a_loss_that_does_not_fall_is_told_of(setting: Setting, caplog: pytest.LogCaptureFixture) -> None:
-    class Growing(SpoiltBatches):
-        def steps(self, first: int, last: int) -> Iterator[list[dict[str, Tensor]]]:
-            for step, parts in enumerate(self.batches.steps(first, last), start=first):
-                yield [{**part, "example_weight": part["example_weight"] * (1 + step)} for part in parts]
-
-    student, tracker = setting.student(), ListTracker()
-    session = new_session(tracker)
-    options = replace(OPTIONS, learning_rate=1e-9)
-    result = fit(
-        student,
-        None,
-        setting.objective({"labels": LabelLoss()}),
-        Growing(setting.batches(options), {}),
-        options,
-        session,
-        name="task.test",
-        checkpoints=Checkpoints(setting.folder / "growing", session.accelerator),
-    )
-    curve = tracker.curve("train/loss")
-    assert (result.first_loss, result.last_loss) == pytest.approx((sum(curve[:3]) / 3, sum(curve[-3:]) / 3))
-    assert "task.test: the loss did not fall: " in caplog.text
-
-
-def test_a_loss_that_falls_is_not(setting: Setting, caplog: pytest.LogCaptureFixture) -> None:
-    options = TrainingOptions(max_steps=48, batch_size=16, learning_rate=5e-3, log_every_steps=2)
-    tracker = ListTracker()
-    result = setting.fit(setting.student(), options, terms={"labels": LabelLoss()}, tracker=tracker)
-    assert "did not fall" not in caplog.text
-    curve = tracker.curve("train/loss")
-    assert result.first_loss == pytest.approx(sum(curve[:6]) / 6)
-    assert result.last_loss == pytest.approx(sum(curve[-6:]) / 6)
 
 
 # ---- resuming

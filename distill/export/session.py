@@ -3,9 +3,11 @@ No torch in here: a process that only answers need not load it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import onnxruntime
 
 MODEL_FILE, METADATA_FILE = "model.onnx", "metadata.json"
@@ -29,9 +31,29 @@ def open_session(file: Path, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
-def compile_openvino(file: Path, threads: int) -> Any:
-    """A compiled model of OpenVINO on the CPU in float32, which its plugin would else round to bf16; `threads` of one
-    forward."""
+@dataclass(frozen=True)
+class Runner:
+    """An artefact that is open: names of its inputs and outputs, and run(inputs by name) -> outputs in their order."""
+
+    takes: Sequence[str]
+    gives: Sequence[str]
+    run: Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
+
+
+def open_runner(file: Path, threads: int) -> Runner:
+    """An artefact of any format, on the CPU; `threads` of one forward."""
+    if file.name == OPENVINO_FILE:
+        return _openvino_runner(file, threads)
+    session = open_session(file, threads)
+    return Runner(
+        [given.name for given in session.get_inputs()],
+        [given.name for given in session.get_outputs()],
+        lambda inputs: session.run(None, inputs),
+    )
+
+
+def _openvino_runner(file: Path, threads: int) -> Runner:
+    """In float32, which OpenVINO would else round to bf16 where the processor has it."""
     import openvino
 
     options = {
@@ -40,4 +62,9 @@ def compile_openvino(file: Path, threads: int) -> Any:
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
     }
-    return openvino.Core().compile_model(str(file), "CPU", options)
+    compiled = openvino.Core().compile_model(str(file), "CPU", options)
+    return Runner(
+        [given.any_name for given in compiled.inputs],
+        [given.any_name for given in compiled.outputs],
+        lambda inputs: list(compiled(inputs).values()),
+    )

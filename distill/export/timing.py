@@ -108,7 +108,7 @@ def _answer(worker: Connection) -> Any:
 def _work(connection: Connection, subject: Subject, threads: int) -> None:
     """A subject's process: loads it, says so, then answers until the pipe is closed."""
     try:
-        forward = _load(subject, threads)
+        forward = (_artefact if subject.path.is_file() else _pytorch)(subject, threads)
         connection.send(True)
         while True:
             question = connection.recv()
@@ -136,12 +136,6 @@ def _turn(forward: Forward, subject: Subject, workload: Workload, seconds: float
     return found
 
 
-def _load(subject: Subject, threads: int) -> Forward:
-    if subject.path.is_dir():
-        return _pytorch(subject, threads)
-    return _openvino(subject, threads) if subject.path.suffix == ".xml" else _onnx(subject, threads)
-
-
 def _pytorch(subject: Subject, threads: int) -> Forward:
     import torch
     import transformers
@@ -164,28 +158,14 @@ def _pytorch(subject: Subject, threads: int) -> Forward:
     return forward
 
 
-def _onnx(subject: Subject, threads: int) -> Forward:
-    from distill.export.session import open_session
+def _artefact(subject: Subject, threads: int) -> Forward:
+    from distill.export.session import open_runner
 
-    session = open_session(subject.path, threads)
-    takes = [given.name for given in session.get_inputs()]
-
-    def forward(ids: np.ndarray) -> object:
-        batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-        return session.run(None, {name: batch[name] for name in takes})
-
-    return forward
-
-
-def _openvino(subject: Subject, threads: int) -> Forward:
-    from distill.export.session import compile_openvino
-
-    compiled = compile_openvino(subject.path, threads)
-    takes = [given.any_name for given in compiled.inputs]
+    runner = open_runner(subject.path, threads)
 
     def forward(ids: np.ndarray) -> object:
         batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-        return compiled({name: batch[name] for name in takes})
+        return runner.run({name: batch[name] for name in runner.takes})
 
     return forward
 

@@ -1,0 +1,1 @@
+"""The functions behind the commands; pipelines/cli.py gives them their names."""

@@ -1,0 +1,127 @@
+"""One training on the toy, for the tests of fit(): its data, teacher, student, and the call."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+
+from distill import tiny
+from distill.attention import show_attention
+from distill.checkpoint import Checkpoints
+from distill.data import Batches, Collator, tokenize
+from distill.layer_map import LayerMapOptions, build_layer_map
+from distill.losses import (
+    AttentionLoss,
+    EmbeddingLoss,
+    HiddenLoss,
+    LabelLoss,
+    LogitsLoss,
+    LossTerm,
+    Match,
+)
+from distill.objective import Objective
+from distill.students import Student, StudentOptions, build_student, student_config
+from distill.tasks import TASKS
+from distill.training import FitResult, TrainingOptions, Validation, distillation_loss, fit
+from tests.builders import ListTracker, new_session
+
+TASK = TASKS["single_label_classification"]
+LAYERS: dict[str, LossTerm] = {"embedding": EmbeddingLoss(), "attention": AttentionLoss(), "hidden": HiddenLoss()}
+PREDICTION: dict[str, LossTerm] = {"logits": LogitsLoss(), "labels": LabelLoss()}
+OPTIONS = TrainingOptions(
+    max_steps=12, batch_size=16, learning_rate=1e-3, save_every_steps=5, evaluate_every_steps=4, log_every_steps=1
+)
+
+
+@cache
+def features() -> Any:
+    return tokenize(tiny.load()["train"], TASK, tiny.tokenizer(), 32, "encode")
+
+
+@cache
+def teacher() -> PreTrainedModel:
+    config = BertConfig(
+        vocab_size=len(tiny.tokenizer()),
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = BertForSequenceClassification(config).eval().requires_grad_(False)
+        model.classifier.weight.mul_(20)  # a teacher with opinions
+    show_attention(model)
+    return model
+
+
+class Setting:
+    """One training: everything is new but the features, the teacher and the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.features, self.teacher, self.folder = features(), teacher(), folder
+
+    def student(self, dropout: float = 0.1) -> Student:
+        shape = StudentOptions(layers=2, width=24, heads=4, intermediate_size=48, dropout=dropout)
+        return build_student(student_config(self.teacher.config, shape), TASK, shape, 32, seed=3)
+
+    def objective(self, terms: dict[str, LossTerm]) -> Objective:
+        return Objective(terms, Match(build_layer_map(LayerMapOptions(), 2, 4), TASK.logits))
+
+    def batches(self, options: TrainingOptions) -> Batches:
+        return Batches(
+            self.features,
+            Collator(tiny.tokenizer(), TASK),
+            batch_size=options.batch_size,
+            accumulation=options.gradient_accumulation_steps,
+            seed=5,
+        )
+
+    def fit(
+        self,
+        student: Student,
+        options: TrainingOptions = OPTIONS,
+        *,
+        terms: dict[str, LossTerm] | None = None,
+        folder: str = "unbroken",
+        stop_after: int | None = None,
+        validation: Validation | None = None,
+        tracker: ListTracker | None = None,
+    ) -> FitResult:
+        session = new_session(tracker, stop_after)
+        student.to(session.accelerator.device)
+        self.teacher.to(session.accelerator.device)
+        return fit(
+            student,
+            self.teacher,
+            self.objective({**LAYERS, **PREDICTION} if terms is None else terms),
+            self.batches(options),
+            options,
+            session,
+            name="task.test",
+            checkpoints=Checkpoints(self.folder / folder, session.accelerator),
+            validation=validation,
+        )
+
+    def held_out(self, student: Student) -> Validation:
+        """The loss on the training rows without dropout, as the intermediate phase validates."""
+
+        def run() -> dict[str, float]:
+            accelerator = new_session().accelerator
+            objective = self.objective({**LAYERS, **PREDICTION})
+            return distillation_loss(student, self.teacher, objective, self.batches(OPTIONS), accelerator)
+
+        return Validation(run, "loss", higher_is_better=False)
+
+
+def require_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different
