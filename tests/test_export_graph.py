@@ -75,7 +75,7 @@ def require_equal_logits(family: str, task: str, make_batch: MakeBatch) -> Artef
 def test_logits_are_the_models_on_ragged_batches(task: str, make_batch: MakeBatch) -> None:
     graph = require_equal_logits("bert", task, make_batch)
     assert graph.runner.takes == ["input_ids", "attention_mask", "token_type_ids"]
-    assert graph.gives == (["start_logits", "end_logits"] if TASKS[task].logits is Logits.SPAN else ["logits"])
+    assert graph.runner.gives == (["start_logits", "end_logits"] if TASKS[task].logits is Logits.SPAN else ["logits"])
 
 
 def test_a_family_without_token_types_gives_a_graph_without_them(make_batch: MakeBatch) -> None:
