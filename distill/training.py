@@ -25,6 +25,7 @@ from distill.monitoring import Fall, Guard, Meter, Progress
 from distill.objective import Objective
 from distill.optimizer import build_optimizer, learning_rate_factor
 from distill.settings import settings
+from distill.sharding import Shards, whole
 from distill.students import Student
 from distill.teacher_states import TeacherStates
 from distill.tracking import Tracker
@@ -119,6 +120,8 @@ class Session:
     tracker: Tracker
     interruption: Interruption
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    sharded: bool = False
+    """Cut gradients and moments over the processes (FSDP); see sharding.Shards."""
 
 
 def total_steps(options: TrainingOptions, steps_per_epoch: int | None) -> int:
@@ -167,8 +170,13 @@ def fit(
     torch.manual_seed(torch.initial_seed())
     student.to(accelerator.device)
     _freeze_unused(student, teacher, objective, next(batches.steps(0, 1))[0], accelerator)
-    optimizer = build_optimizer(student, options.learning_rate, options.weight_decay)
-    model, optimizer = accelerator.prepare(student, optimizer)
+    model: Any
+    if session.sharded:
+        model = Shards(student, accelerator)
+        optimizer = accelerator.prepare(model.optimizer(options.learning_rate, options.weight_decay))
+    else:
+        optimizer = build_optimizer(student, options.learning_rate, options.weight_decay)
+        model, optimizer = accelerator.prepare(student, optimizer)
     state = checkpoints.load() or {
         "step": 0,
         "tokens": 0,
@@ -178,6 +186,8 @@ def fit(
         "skipped_steps": 0,
         "fall": {},
     }
+    if session.sharded:
+        model.scatter()
     balance = GradientBalance(objective.weights, state["gradient_norms"])
     weights = balance.weights() if options.balance == "gradient" else objective.weights
     session.tracker.begin_stage(name, state["step"])
@@ -186,8 +196,14 @@ def fit(
     fall = Fall(last, options.log_every_steps, state["fall"])
     shares: dict[str, float] = {}
 
+    def gather() -> None:
+        """Bring `student` up to date where shards train in its place."""
+        if session.sharded:
+            model.gather()
+
     def validate(step: int) -> None:
         assert validation is not None
+        gather()
         noisy = [model for model in (student, teacher) if isinstance(model, nn.Module) and model.training]
         for model in noisy:
             model.eval()
@@ -210,6 +226,7 @@ def fit(
             batch = _on_device(cpu_batch, accelerator.device)
             targets = _teach(teacher, batch, objective.teacher_needs)
             if part == 1 and len(weights) > 1 and step % options.measure_gradients_every_steps == 0:
+                gather()
                 balance.add(norms := gradient_norms(student, targets, objective, batch, accelerator))
                 state["gradient_norms"] = balance.norms
                 weights = balance.weights() if options.balance == "gradient" else weights
@@ -218,7 +235,7 @@ def fit(
                 report = objective(model(batch, objective.student_needs), targets, batch, weights)
                 accelerator.backward(report.total)
             meter.add(report.total.detach(), report.parts)
-        norm = accelerator.clip_grad_norm_(student.parameters(), options.max_gradient_norm)
+        norm = whole(accelerator.clip_grad_norm_(model.parameters(), options.max_gradient_norm))
         figures = meter.step_figures(norm)
         optimizer.optimizer.found_inf = refused = guard.refuse(step, figures)
         meter.close_step(figures, refused)
@@ -244,6 +261,7 @@ def fit(
         if signum or (done % options.save_every_steps == 0 and done < last):
             state["skipped_steps"] = guard.check()
             with meter.paused():
+                gather()
                 checkpoints.save(done, {key: value for key, value in state.items() if key != "step"})
         if signum:
             progress.close()
@@ -251,10 +269,11 @@ def fit(
     progress.close()
 
     accelerator.wait_for_everyone()
+    gather()
     if state["best_step"] is not None:
         student.load_state_dict(checkpoints.load_best(state["best_step"]))
     # Takes the autocast wrapper off again, so that the next training does not put a second one around it.
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    accelerator.unwrap_model(student, keep_fp32_wrapper=False)
     accelerator.free_memory()
     student.eval().requires_grad_(True)
     if accelerator.is_main_process:

@@ -48,7 +48,8 @@ def show_plan(run: Run, due: Sequence[Due], works: Sequence[Work]) -> None:
         for note in run.data.notes:
             console.print(f"note: {note}", highlight=False, markup=False)
     console.print(
-        f"{run.accelerator.num_processes} process(es) on {run.device.type}, precision {run.config.runtime.precision}, "
+        f"{run.accelerator.num_processes} process(es) on {run.device.type}, "
+        f"{'in shards (FSDP), ' if run.session.sharded else ''}precision {run.config.runtime.precision}, "
         f"run folder {run.folder}",
         highlight=False,
         markup=False,

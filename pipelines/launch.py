@@ -59,4 +59,6 @@ def _asked_for() -> tuple[int, int, int] | None:
     options, _ = launch_command_parser().parse_known_args(command[starts[0] + 1 :])
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         options, _, _ = _validate_launch_command(options)  # lists its defaults, as the launcher already did
+    if options.use_fsdp:  # which the launcher tells the processes on accelerators alone
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
     return options.num_processes or 1, options.num_machines or 1, options.machine_rank or 0

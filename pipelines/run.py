@@ -43,8 +43,8 @@ from pipelines.lock import FolderLock
 from pipelines.vocabulary import cut_for
 from pipelines.waiting import announce, group_timeout
 
-SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
-"""What accelerate can do with a model that does not fit on one device."""
+REFUSED = ("DEEPSPEED", "MEGATRON_LM")
+"""What accelerate can do with a model that does not fit on one device, and fit does not."""
 
 
 @dataclass
@@ -245,9 +245,9 @@ def open_run(config: Config) -> Run:
     """Settle threads, precision and seed, and join the other processes; writes nothing.
 
     Raises:
-        UserError: an unknown tracker, or one that is not installed; a launcher that was told to shard the student.
+        UserError: an unknown tracker, or one that is not installed; a launcher that was told DeepSpeed or Megatron.
     """
-    _refuse_shards()
+    sharded = _told_to_shard()
     check_trackers(config.tracking)
     torch.set_num_threads(config.runtime.cpu_threads or cpu_threads())
     folder, seconds = Path(config.output), config.runtime.process_timeout_seconds
@@ -262,19 +262,29 @@ def open_run(config: Config) -> Run:
     announce()
     set_seed(config.seed)
     tracker = Tracker(accelerator, folder, config.tracking)
-    session = Session(accelerator, tracker, Interruption(timedelta(seconds=seconds)), config.runtime.on_nonfinite)
+    session = Session(
+        accelerator,
+        tracker,
+        Interruption(timedelta(seconds=seconds)),
+        config.runtime.on_nonfinite,
+        sharded and accelerator.num_processes > 1,
+    )
     return Run(config, folder, session, FolderLock(folder, accelerator))
 
 
-def _refuse_shards() -> None:
+def _told_to_shard() -> bool:
+    """Whether accelerate's launcher was told FSDP. Its word is taken out of the environment: accelerators would wrap
+    what they prepare, and transformers would load weights on one process alone; fit shards by itself."""
     # By what the launcher tells its scripts, before anything is started with it: an accelerator would ask for packages.
-    for kind in SHARDING:
+    for kind in REFUSED:
         if parse_flag_from_env(f"ACCELERATE_USE_{kind}"):
             raise UserError(
                 f"accelerate launch: {kind} cuts the student into shards, which capture of its layers and the "
-                "checkpoints do not know; a student fits whole on every device. Use distributed_type MULTI_GPU or "
-                "MULTI_CPU, as in configs/accelerate."
+                "checkpoints do not know. Use distributed_type FSDP, MULTI_GPU or MULTI_CPU, as in configs/accelerate."
             )
+    sharded = parse_flag_from_env("ACCELERATE_USE_FSDP")
+    os.environ.pop("ACCELERATE_USE_FSDP", None)
+    return sharded
 
 
 def close_run(run: Run) -> None:

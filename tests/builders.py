@@ -86,9 +86,12 @@ class StopAfter:
 
 
 def new_session(
-    tracker: ListTracker | None = None, stop_after: int | None = None, on_nonfinite: Literal["stop", "skip"] = "stop"
+    tracker: ListTracker | None = None,
+    stop_after: int | None = None,
+    on_nonfinite: Literal["stop", "skip"] = "stop",
+    sharded: bool = False,
 ) -> Session:
-    return Session(Accelerator(), tracker or ListTracker(), StopAfter(stop_after), on_nonfinite)  # type: ignore[arg-type]
+    return Session(Accelerator(), tracker or ListTracker(), StopAfter(stop_after), on_nonfinite, sharded)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,21 @@ from tests.fault_runs import counted, newest_whole
 
 # Dropout draws from each process's own stream (so the teacher is one made before), and bf16 would hide differences.
 SAME = (*FEW_STEPS, "student.dropout=0", "evaluate.undistilled=false", "teacher.training=null")
+TWO = ("--cpu", "--num_processes", "2")
+# On a machine without accelerators its launcher starts both, and they find the CPU.
+SHARDS = (
+    "--config_file",
+    str(ROOT / "configs/accelerate/fsdp.yaml"),
+    "--num_processes",
+    "2",
+    "--main_process_port",
+    "0",
+)
 
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE", "RANK", "WORLD"))}
-    return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def _script(*arguments: str | Path, launch: tuple[str, ...] = ()) -> list[str]:
@@ -53,18 +63,37 @@ def _same() -> tuple[str, ...]:
     return (*SAME, f"teacher.model={finished_run() / 'teacher' / 'model'}", "augment.masked_lm=tiny-random")
 
 
+@functools.cache
+def _alone() -> Path:
+    """The run of `_same` on one process."""
+    folder = finished_run().with_name("alone")
+    succeed(TINY, *_same(), "--output", folder)
+    return folder
+
+
 @pytest.mark.parametrize(
-    "launch",
-    [("--cpu", "--num_processes", "2"), ("--config_file", str(ROOT / "configs/accelerate/cpu_two_processes.yaml"))],
-    ids=["arguments", "file"],
+    ("launch", "says"),
+    [
+        pytest.param(TWO, "2 process(es) on cpu, precision", id="arguments"),
+        pytest.param(
+            ("--config_file", str(ROOT / "configs/accelerate/cpu_two_processes.yaml")),
+            "2 process(es) on cpu, precision",
+            id="file",
+        ),
+        pytest.param(SHARDS, "2 process(es) on cpu, in shards (FSDP), precision", id="shards"),
+        pytest.param(
+            (*SHARDS[:2], *TWO),
+            "2 process(es) on cpu, in shards (FSDP), precision",
+            id="shards-cpu",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
-def test_two_processes_give_the_student_of_one(launch: tuple[str, ...], tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    same = _same()
-    succeed(TINY, *same, "--output", one)
-    together = _run(_script(TINY, *same, "--output", two, launch=launch), tmp_path)
+def test_two_processes_give_the_student_of_one(launch: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    one, two = _alone(), tmp_path / "two"
+    together = _run(_script(TINY, *_same(), "--output", two, launch=launch), tmp_path)
     assert together.returncode == 0, together.stderr[-3000:]
-    assert "2 process(es)" in together.stdout
+    assert says in together.stdout
     assert together.stdout.count("export:") == 1  # the second process says nothing
     files = [sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()) for run in (one, two)]
     assert files[0] == files[1]
@@ -114,20 +143,29 @@ def test_a_mistake_is_told_once_from_any_folder(launch: tuple[str, ...], tmp_pat
 def test_a_launch_file_is_one_that_accelerate_reads(file: Path) -> None:
     config = load_config_from_file(str(file))
     assert config.num_processes % config.num_machines == 0
-    assert config.distributed_type.value in ("MULTI_CPU", "MULTI_GPU", "DEEPSPEED")
+    assert config.distributed_type.value in ("MULTI_CPU", "MULTI_GPU", "FSDP", "DEEPSPEED")
+    if config.distributed_type is DistributedType.FSDP:
+        assert config.fsdp_config["fsdp_version"] == 2
     if config.distributed_type is DistributedType.DEEPSPEED:
         assert config.deepspeed_config["zero_stage"] in (1, 2)
         assert "refuse" in file.read_text(encoding="utf-8").splitlines()[0]
 
 
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_what_shards_the_student_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["DEEPSPEED", "MEGATRON_LM"])
+def test_what_fit_cannot_shard_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")  # as accelerate's launcher tells its scripts
     outcome = run_cli(TINY, *FEW_STEPS, "--output", tmp_path / "run")
     assert outcome.status == 2
     assert f"error: accelerate launch: {kind} cuts the student" in outcome.err
-    assert "MULTI_GPU" in outcome.err
+    assert "FSDP" in outcome.err
     assert not (tmp_path / "run").exists()
+
+
+def test_one_process_has_nothing_to_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    outcome = succeed(TINY, *FEW_STEPS, "--dry-run", "--output", tmp_path / "run")
+    assert "1 process(es) on cpu, precision" in outcome.out
+    assert "ACCELERATE_USE_FSDP" not in os.environ  # transformers reads it too
 
 
 def test_how_long_processes_wait_is_nothing_that_a_finished_stage_depends_on(tmp_path: Path) -> None:
@@ -140,11 +178,11 @@ def test_how_long_processes_wait_is_nothing_that_a_finished_stage_depends_on(tmp
 
 
 def _launched_two(
-    *arguments: str | Path, cwd: Path
+    *arguments: str | Path, cwd: Path, launch: tuple[str, ...] = TWO
 ) -> tuple[subprocess.Popen[str], Callable[[], list[psutil.Process]]]:
     """A run of two processes; the processes, when they are there."""
     launched = subprocess.Popen(
-        _script(TINY, *arguments, launch=("--cpu", "--num_processes", "2")),
+        _script(TINY, *arguments, launch=launch),
         cwd=cwd,
         env=_environment(),
         stdout=subprocess.DEVNULL,
@@ -198,6 +236,37 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_with_another_numbe
     assert _largest_difference(_undisturbed(), two) < 2e-5
 
 
+@functools.cache
+def _undisturbed_shards() -> Path:
+    """The run of `_long` on two processes in shards."""
+    folder = finished_run().with_name("undisturbed_shards")
+    done = _run(_script(TINY, *_long(), "--output", folder, launch=SHARDS), ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_in_shards_that_was_stopped_goes_on_in_shards_to_the_bit_and_on_one_process(
+    signum: signal.Signals, tmp_path: Path
+) -> None:
+    two, alone, same = tmp_path / "two", tmp_path / "alone", _long()
+    launched, ranks = _launched_two(*same, "--output", two, cwd=tmp_path, launch=SHARDS)
+    _wait_for(two / "task" / "logits" / "checkpoints", "checkpoint-*")
+    next(rank for rank in ranks() if rank.environ().get("RANK") == "1").send_signal(signum)
+    _, errors = launched.communicate(timeout=120)
+    assert launched.returncode == 1, errors[-3000:]  # accelerate's launcher turns every failure into 1
+    assert ("SIGTERM: the run stopped after saving" in errors) == (signum == signal.SIGTERM)
+    shutil.copytree(two, alone)
+
+    resumed = _run(_script(TINY, *same, "--output", two, launch=SHARDS), tmp_path)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "general: done before, skipped" in resumed.stdout
+    assert _largest_difference(_undisturbed_shards(), two) == 0
+    assert "general: done before, skipped" in succeed(TINY, *same, "--output", alone).out
+    assert _largest_difference(_undisturbed(), alone) < 2e-5
+
+
 @pytest.fixture
 def two_machines() -> Iterator[tuple[str, str]]:
     """Two network namespaces with a cable between them, 10.77.0.1 and 10.77.0.2; the names of the namespaces."""
@@ -229,9 +298,8 @@ def two_machines() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.faults
 def test_two_machines_give_the_student_of_one(two_machines: tuple[str, str], tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    succeed(TINY, *_same(), "--output", one)
-    launch = ("--cpu", "--num_processes", "2", "--num_machines", "2", "--main_process_ip", "10.77.0.1")
+    one, two = _alone(), tmp_path / "two"
+    launch = (*TWO, "--num_machines", "2", "--main_process_ip", "10.77.0.1")
     # The host's name is that of the loopback here.
     environment = _environment() | {"GLOO_SOCKET_IFNAME": "cable"}
     launched = []
@@ -270,7 +338,7 @@ def test_processes_killed_in_the_midst_of_saving_go_on_from_what_was_saved(tmp_p
         lost = after.name < saved.name
         counted["lost_bytes"] += lost * sum(file.stat().st_size for file in saved.rglob("*"))
         assert not lost
-    resumed = _run(_script(TINY, *same, "--output", two, launch=("--cpu", "--num_processes", "2")), tmp_path)
+    resumed = _run(_script(TINY, *same, "--output", two, launch=TWO), tmp_path)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert "general: done before, skipped" in resumed.stdout
     same_weights = _largest_difference(_undisturbed(), two) < 2e-5

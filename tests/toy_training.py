@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 from distill import tiny
 from distill.attention import show_attention
 from distill.checkpoint import Checkpoints
-from distill.data import Batches, Collator, tokenize
+from distill.data import Batches, Collator, Placement, tokenize
 from distill.layer_map import LayerMapOptions, build_layer_map
 from distill.losses import (
     AttentionLoss,
@@ -65,8 +65,9 @@ def teacher() -> PreTrainedModel:
 class Setting:
     """One training: everything is new but the features, the teacher and the folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, placement: Placement | None = None, *, sharded: bool = False) -> None:
         self.features, self.teacher, self.folder = features(), teacher(), folder
+        self.placement, self.sharded = placement or Placement(), sharded
 
     def student(self, dropout: float = 0.1) -> Student:
         shape = StudentOptions(layers=2, width=24, heads=4, intermediate_size=48, dropout=dropout)
@@ -82,6 +83,7 @@ class Setting:
             batch_size=options.batch_size,
             accumulation=options.gradient_accumulation_steps,
             seed=5,
+            placement=self.placement,
         )
 
     def fit(
@@ -95,7 +97,7 @@ class Setting:
         validation: Validation | None = None,
         tracker: ListTracker | None = None,
     ) -> FitResult:
-        session = new_session(tracker, stop_after)
+        session = new_session(tracker, stop_after, sharded=self.sharded)
         student.to(session.accelerator.device)
         self.teacher.to(session.accelerator.device)
         return fit(
