@@ -40,7 +40,6 @@ class Shards(nn.Module):
         super().__init__()
         # Gives it autocast and its place in the checkpoints; evaluation_mode leaves DDP away.
         accelerator.prepare_model(student, evaluation_mode=True)
-        vars(student).pop("_is_accelerate_prepared")  # else its next training is passed over, without autocast
         broadcast(student.state_dict())  # as DDP does: the first process's weights are everyone's
         self._whole = (student,)  # not as a module of this one
         self.cut = copy.deepcopy(student).train()

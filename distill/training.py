@@ -272,8 +272,10 @@ def fit(
     gather()
     if state["best_step"] is not None:
         student.load_state_dict(checkpoints.load_best(state["best_step"]))
-    # Takes the autocast wrapper off again, so that the next training does not put a second one around it.
+    # Takes the autocast wrapper off again, so that the next training does not put a second one around it, and the mark,
+    # lest accelerate pass over a student that it prepared before and leave its next training without autocast.
     accelerator.unwrap_model(student, keep_fp32_wrapper=False)
+    vars(student).pop("_is_accelerate_prepared", None)
     accelerator.free_memory()
     student.eval().requires_grad_(True)
     if accelerator.is_main_process:

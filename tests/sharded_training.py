@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from distill.activations import Needs
@@ -24,7 +23,7 @@ from distill.losses import AttentionLoss
 from distill.sharding import Shards
 from distill.students import Student, StudentOptions, build_student, student_config
 from tests.builders import ListTracker
-from tests.toy_training import LAYERS, TASK, Setting
+from tests.toy_training import LAYERS, TASK, Setting, dtypes_of_a_second_training
 from tests.toy_training import OPTIONS as MORE
 
 OPTIONS = replace(MORE, max_steps=6, evaluate_every_steps=2)
@@ -148,20 +147,6 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(storages.values())
 
 
-def _dtypes_of_a_second_training(setting: Setting) -> list[str]:
-    """In the order of the forward passes, with bf16: first the one that finds what trains."""
-    AcceleratorState._reset_state()  # one process can hold one precision only
-    Accelerator(cpu=True, mixed_precision="bf16")
-    student = setting.student(dropout=0)
-    seen: list[str] = []
-    watched = student.model.base_model.encoder.layer[0].intermediate.dense  # the copy takes the hook along
-    watched.register_forward_hook(lambda module, inputs, output: seen.append(str(output.dtype)))
-    for folder in ("bf16_first", "bf16_second"):
-        seen.clear()
-        setting.fit(student, OPTIONS, terms={"attention": AttentionLoss()}, folder=folder)
-    return seen
-
-
 def main(folder: Path) -> None:
     Accelerator(cpu=True)
     rank = int(os.environ["RANK"])
@@ -179,7 +164,7 @@ def main(folder: Path) -> None:
         write_tensors(folder / f"{name}-{rank}.safetensors", cpu_state(student))
     write_json(folder / f"norms-{rank}.json", norms(setting))
     write_json(folder / f"held-{rank}.json", _held(setting))
-    write_json(folder / f"dtypes-{rank}.json", _dtypes_of_a_second_training(setting))
+    write_json(folder / f"dtypes-{rank}.json", dtypes_of_a_second_training(setting))
     torch.distributed.destroy_process_group()
 
 

@@ -27,7 +27,7 @@ from distill.losses import (
 from distill.students import Student
 from distill.training import TrainingOptions, Validation, total_steps
 from tests.builders import ListTracker
-from tests.toy_training import LAYERS, OPTIONS, Setting, require_equal
+from tests.toy_training import LAYERS, OPTIONS, Setting, dtypes_of_a_second_training, require_equal
 
 
 @pytest.fixture
@@ -62,7 +62,8 @@ def test_fit_learns_labels_and_then_another_one_its_logits(setting: Setting) -> 
     assert sum(curve[:5]) / 5 == pytest.approx(math.log(2), rel=0.1), "two classes, nothing known yet"
     assert falls(curve, to=0.5)
 
-    taught, tracker = Setting(setting.features, first.model.requires_grad_(False), setting.folder), ListTracker()
+    taught, tracker = Setting(setting.folder), ListTracker()
+    taught.teacher = first.model.requires_grad_(False)
     second = taught.student()
     taught.fit(second, options, terms={"logits": LogitsLoss()}, tracker=tracker, folder="second")
     assert falls(tracker.curve("train/logits"), to=0.5)
@@ -294,3 +295,7 @@ def test_values_that_only_relations_read_are_trained(setting: Setting) -> None:
     before = student.model.bert.encoder.layer[1].attention.self.value.weight.clone()
     setting.fit(student, terms={"relations": RelationLoss(relations=("value",))})
     assert not torch.equal(student.model.bert.encoder.layer[1].attention.self.value.weight, before)
+
+
+def test_every_training_of_a_student_is_in_the_precision_of_the_run(setting: Setting) -> None:
+    assert dtypes_of_a_second_training(setting) == ["torch.float32"] + ["torch.bfloat16"] * 6

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
@@ -121,6 +124,23 @@ class Setting:
             return distillation_loss(student, self.teacher, objective, self.batches(OPTIONS), accelerator)
 
         return Validation(run, "loss", higher_is_better=False)
+
+
+def dtypes_of_a_second_training(setting: Setting) -> list[str]:
+    """What a layer of the student gives in each forward pass, in a run in bf16; the first finds what trains."""
+    AcceleratorState._reset_state()  # one process can hold one precision only
+    try:
+        Accelerator(cpu=True, mixed_precision="bf16")
+        student = setting.student(dropout=0)
+        seen: list[str] = []
+        watched = student.model.base_model.encoder.layer[0].intermediate.dense  # a copy takes the hook along
+        watched.register_forward_hook(lambda module, inputs, output: seen.append(str(output.dtype)))
+        for folder in ("bf16_first", "bf16_second"):
+            seen.clear()
+            setting.fit(student, replace(OPTIONS, max_steps=6), terms={"attention": AttentionLoss()}, folder=folder)
+    finally:
+        AcceleratorState._reset_state()
+    return seen
 
 
 def require_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
