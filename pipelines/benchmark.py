@@ -179,7 +179,8 @@ def _of_model(name: str, folder: Path) -> Iterable[Compared]:
     auto_class, shape = AutoModelForSequenceClassification, _shape(name)
     model = auto_class.from_pretrained(resolve(name)) if shape is None else auto_class.from_config(shape)
     model = model.float().eval()
-    model.save_pretrained(folder)
+    weights = folder / "pytorch"  # apart, as what lies beside a graph under its name counts as a part of it
+    model.save_pretrained(weights)
     ids = torch.randint(model.config.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
     export_graph(model, batch, folder / MODEL_FILE)
@@ -190,7 +191,7 @@ def _of_model(name: str, folder: Path) -> Iterable[Compared]:
         files[f"int8 {recipe}"] = folder / f"{recipe}.onnx"
         quantize(folder / MODEL_FILE, recipe, seen, files[f"int8 {recipe}"])
     vocabulary = model.config.vocab_size
-    yield Compared(Subject(f"{name} pytorch", folder, vocabulary), name, "pytorch", shape is not None)
+    yield Compared(Subject(f"{name} pytorch", weights, vocabulary), name, "pytorch", shape is not None)
     for label, file in files.items():
         yield Compared(Subject(f"{name} {label}", file, vocabulary), name, label, shape is not None)
 
