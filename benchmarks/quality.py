@@ -22,8 +22,6 @@ student, metric, seeds, mean, deviation, seconds, parameters, retention.
 from __future__ import annotations
 
 import argparse
-import fcntl
-import json
 import os
 import statistics
 import sys
@@ -40,6 +38,7 @@ from transformers.utils import logging
 from benchmarks.quality_cells import SYSTEMS, Cell, measure, measure_teacher
 from benchmarks.quality_report import write_report
 from benchmarks.quality_tasks import SIZES, TASKS
+from benchmarks.run_file import Run, locked, read_runs
 from distill.checkpoint import write_json
 from distill.settings import UserError
 
@@ -52,8 +51,6 @@ FULL_VOCABULARY_ONLY = ("textbrewer",)
 """Systems that compare what both models read piece by piece, and cannot map a cut vocabulary."""
 QUICK = ("trec", "mrpc", "bbc_news"), ("undistilled", "default"), (0,), 60.0
 TEACHER = "teacher"
-
-Run = dict[str, Any]
 
 
 def grid(tasks: Iterable[str], systems: Iterable[str], sizes: Iterable[str], seeds: Iterable[int]) -> list[Run]:
@@ -71,16 +68,9 @@ def grid(tasks: Iterable[str], systems: Iterable[str], sizes: Iterable[str], see
     return cells
 
 
-def read_runs(file: Path) -> list[Run]:
-    """The finished runs; none where there is no file."""
-    return json.loads(file.read_text(encoding="utf-8"))["runs"] if file.is_file() else []
-
-
 def add_run(file: Path, run: Run) -> None:
     """Put a run beside those of others who may be writing too, and make the rows anew."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with (file.parent / f".{file.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(file):
         runs = [other for other in read_runs(file) if _key(other) != _key(run)] + [run]
         write_json(file, {"rows": summarise(runs), "runs": sorted(runs, key=_key)})
 

@@ -17,7 +17,6 @@ Keys of the JSON: runs, each with name, seed, commit, metric, arguments, figures
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import statistics
@@ -27,8 +26,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from benchmarks.run_file import Run, locked, read_runs
 from distill.checkpoint import write_json
 from distill.settings import UserError
 
@@ -40,8 +39,6 @@ SEEDS = (1, 2, 3)
 COPIES = 10
 SENTENCE = ("data.text=sentence", "data.label=label")
 PAIR = ("data.text=sentence1", "data.text_pair=sentence2", "data.label=label")
-
-Run = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -178,15 +175,9 @@ def _commit() -> str:
     return asked.stdout.strip() or "unknown"
 
 
-def read_runs(file: Path) -> list[Run]:
-    return json.loads(file.read_text(encoding="utf-8"))["runs"] if file.is_file() else []
-
-
 def add_run(file: Path, new: Run) -> None:
     """Beside those of another process that may be writing too."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with (file.parent / f".{file.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(file):
         write_json(file, {"runs": sorted([*read_runs(file), new], key=lambda run: (run["name"], run["seed"]))})
 
 

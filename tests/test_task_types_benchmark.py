@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import task_types
+from benchmarks.run_file import read_runs
 from benchmarks.task_types import AUGMENTATION, BASE, ROWS, calls
 from distill import tiny
 from distill.config import load_config
@@ -97,7 +98,7 @@ def test_runs_are_made_once_and_a_failed_one_is_told(
     output = tmp_path / "out.json"
     given = ["--data", str(data), "--work", str(tmp_path / "work"), "--output", str(output)]
     assert task_types.main([*given, "--only", "augmentation-trec,agnews"]) == 0, capsys.readouterr().err
-    runs = task_types.read_runs(output)
+    runs = read_runs(output)
     assert [(run["name"], run["seed"]) for run in runs] == [
         ("agnews", 42),
         ("trec teacher", 42),
