@@ -2,7 +2,7 @@
 # ARGS passes arguments on: make demo ARGS="task.seed=1 --output runs/seed1", make test ARGS="-k losses".
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults bench quality check format clean
+.PHONY: help setup demo test test-slow test-faults bench quality experiments check format clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -51,6 +51,9 @@ bench: setup ## measure speed against the published step, a peer and the process
 quality: setup ## measure what students keep of their teachers on seven tasks (hours; ARGS=--quick: 20 minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,export,bench]'
 	$(BIN)/python -m benchmarks.quality --data $(DATA) $(ARGS)
+
+experiments: setup ## measure what each choice of the recipe is worth, on validation rows (hours)
+	$(BIN)/python -m benchmarks.experiments --data $(DATA) $(ARGS)
 
 check: setup ## check format, lint, types and import layers
 	$(BIN)/ruff format --check .

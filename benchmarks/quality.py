@@ -38,7 +38,7 @@ from transformers.utils import logging
 from benchmarks.quality_cells import SYSTEMS, Cell, measure, measure_teacher
 from benchmarks.quality_report import write_report
 from benchmarks.quality_tasks import SIZES, TASKS
-from benchmarks.run_file import Run, locked, read_runs
+from benchmarks.run_file import Run, chosen, locked, read_runs
 from distill.checkpoint import write_json
 from distill.settings import UserError
 
@@ -124,18 +124,10 @@ def run_cells(cells: Sequence[Run], seconds: float, data: Path, work: Path, outp
         else:
             if not (work / "teachers" / task.name / "teacher" / "result.json").is_file():
                 measure_teacher(task, data, work)
-            figures = measure(Cell(task, cell["system"], cell["size"], cell["seed"], seconds), data, work)
+            system = cell["system"]
+            figures = measure(Cell(task, system, SYSTEMS[system], cell["size"], cell["seed"], seconds), data, work)
         add_run(output, {**key, **figures})
         print(f"{name}: {figures['metric']} {figures['value']:.4f}", flush=True)
-
-
-def _chosen(only: Sequence[str], kinds: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Of each kind what is named, or all of it where nothing is."""
-    names = [name for part in only for name in part.split(",") if name]
-    for name in names:
-        if not any(name in kind for kind in kinds):
-            raise UserError(f"--only: {name!r} is none of {', '.join(one for kind in kinds for one in kind)}.")
-    return [[one for one in kind if one in names] or list(kind) for kind in kinds]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -158,13 +150,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise UserError("--data: give the folder that holds sst2/, mrpc/ and the others.")
             tasks, systems, seeds, seconds = QUICK if options.quick else (TASKS, SYSTEMS, SEEDS, SECONDS)
             kinds = [list(tasks), [TEACHER, *systems], list(SIZES), [str(seed) for seed in seeds]]
-            chosen = _chosen(options.only, kinds)
-            cells = grid(chosen[0], chosen[1], chosen[2], map(int, chosen[3]))
+            tasks, systems, sizes, numbers = chosen(options.only, kinds)
+            cells = grid(tasks, systems, sizes, map(int, numbers))
             asked = {name for part in options.only for name in part.split(",")}
             cells = [
                 cell
                 for cell in cells
-                if cell["system"] in chosen[1]
+                if cell["system"] in systems
                 and (cell["system"] not in ONE_SEED or cell["seed"] == seeds[0] or str(cell["seed"]) in asked)
             ]
             run_cells(cells, options.seconds or seconds, options.data, options.work, output)

@@ -10,17 +10,18 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.quality_tasks import SIZES, Task, runtime, teacher_config, write_splits
+from benchmarks.quality_tasks import SIZES, TEACHER, Task, runtime, teacher_config, write_splits
 from benchmarks.textbrewer import TextBrewer
 from distill.checkpoint import write_json
 from distill.config import Config, parse_config
+from distill.settings import UserError
 from distill.students import build_student
 from distill.training import TrainingOptions
 from pipelines.encoded import Encoded
@@ -45,13 +46,17 @@ Phases = Mapping[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class System:
-    """What learns. section: the config's section task; phases: its phases with their share of the budget."""
+    """What learns. phases: their training options, without the length; shares: of the budget, by phase; losses: of
+    task.losses; student: of the section student, beside its shape; sections: whole sections of the config that no other
+    field is about, for instance layer_map; general_steps: of general distillation beforehand, beside the budget."""
 
     preset: str
     phases: Phases
     shares: Mapping[str, float]
     losses: Mapping[str, Any]
     student: Mapping[str, Any]
+    sections: Mapping[str, Any] = field(default_factory=dict)
+    general_steps: int = 0
 
 
 # The settings' own rates (5e-5, 3e-5) are TinyBERT's, for trainings of many epochs; configs/bbc_news.yaml has these.
@@ -85,10 +90,11 @@ SYSTEMS: Mapping[str, System | None] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """What one run measures."""
+    """What one run measures; recipe: what the system named is, None for the peer."""
 
     task: Task
     system: str
+    recipe: System | None
     size: str
     seed: int
     seconds: float
@@ -117,23 +123,28 @@ def measure_teacher(task: Task, data: Path, work: Path) -> dict[str, Any]:
         }
 
 
-def measure(cell: Cell, data: Path, work: Path) -> dict[str, Any]:
-    """Train the cell's student for its budget; its figures."""
+def measure(cell: Cell, data: Path, work: Path, *, reported: str = "test") -> dict[str, Any]:
+    """Train the cell's student for its budget; its figures, on no other rows than those that chose the weights where
+    `reported` is validation."""
     write_splits(cell.task, data, work / "rows" / cell.task.name)
+    if cell.recipe is not None and cell.recipe.general_steps:
+        first = str(general_student(cell.recipe.general_steps, cell.size, data, work))
+        student = {**cell.recipe.student, "initialization": first}
+        cell = replace(cell, recipe=replace(cell.recipe, student=student))
     with tempfile.TemporaryDirectory(prefix="probe-", dir=work) as scratch:
-        if SYSTEMS[cell.system] is None:
+        if cell.recipe is None:
             return _textbrewer(cell, work, Path(scratch))
         steps = _steps(cell, work, Path(scratch))
     # Beside other cells' folders: a stopped cell goes on from its checkpoint.
     folder = work / "runs" / "-".join(str(value) for value in cell.key.values())
     with _opened(_config(cell, work, folder, steps)) as run:
         clock = time.monotonic(), time.process_time()
-        run_stages(run, prepare(run, only=["task"]))
+        run_stages(run, prepare(run, only=["augment", "task"] if run.config.augment else ["task"]))
         seconds = time.monotonic() - clock[0], time.process_time() - clock[1]
         result = json.loads((folder / "task" / "result.json").read_text(encoding="utf-8"))
         student = run.task.auto_class.from_pretrained(folder / "task" / "student")
         figures = {
-            **_figures(run, student, run.encoded),
+            **_figures(run, student, run.encoded, reported),
             "steps": steps,
             "training_seconds": sum(phase["seconds"] for phase in result["phases"].values()),
             "wall_seconds": seconds[0],
@@ -145,6 +156,39 @@ def measure(cell: Cell, data: Path, work: Path) -> dict[str, Any]:
     return figures
 
 
+def general_student(steps: int, size: str, data: Path, work: Path) -> Path:
+    """A student after general distillation on the books for so many steps of 2,048 word pieces, cut out of the packaged
+    teacher and taught by it: a folder that student.initialization takes. It lies in work/general and is made once.
+
+    Raises:
+        UserError: there are no books under `data`.
+    """
+    files = sorted((data / "books").glob("train.*.txt.gz"))
+    if not files:
+        raise UserError(f"--data: {data} holds no books/train.*.txt.gz. Give the folder that holds books/.")
+    folder = work / "general" / f"{size}-{steps}"
+    student = folder / "general" / "student"
+    if (folder / "general" / "result.json").is_file():
+        return student
+    config = parse_config(
+        {
+            "output": str(folder),
+            "teacher": {"model": TEACHER},
+            "student": SIZES[size].student(),
+            "general": {
+                "corpus": {"path": "text", "data_files": [str(file) for file in files]},
+                "max_length": 64,
+                "training": {"max_steps": steps, "batch_size": BATCH_SIZE, "learning_rate": 5e-4},
+            },
+            "task": None,
+            "runtime": runtime(),
+        }
+    )
+    with _opened(config) as run:
+        run_stages(run, prepare(run, only=["general"]))
+    return student
+
+
 @contextmanager
 def _opened(config: Config) -> Iterator[Run]:
     run = open_run(config)
@@ -154,14 +198,14 @@ def _opened(config: Config) -> Iterator[Run]:
         close_run(run)
 
 
-def _figures(run: Run, model: PreTrainedModel, rows: Encoded) -> dict[str, Any]:
+def _figures(run: Run, model: PreTrainedModel, rows: Encoded, reported: str = "test") -> dict[str, Any]:
     """On the rows that chose the weights, and on those reported."""
-    metrics = {split: rows.figures(model, split) for split in ("validation", "test")}
+    metrics = {split: rows.figures(model, split) for split in {"validation", reported}}
     return {
         "metric": run.metric,
-        "value": metrics["test"][run.metric],
+        "value": metrics[reported][run.metric],
         "validation": metrics["validation"][run.metric],
-        "metrics": metrics["test"],
+        "metrics": metrics[reported],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "precision": run.config.runtime.precision,
         "cpu": machine()["cpu"],
@@ -169,21 +213,22 @@ def _figures(run: Run, model: PreTrainedModel, rows: Encoded) -> dict[str, Any]:
     }
 
 
-def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int]) -> Config:
-    system, size = SYSTEMS[cell.system], SIZES[cell.size]
+def _config(
+    cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], *, validations: int = VALIDATIONS
+) -> Config:
+    system, size = cell.recipe, SIZES[cell.size]
     phases: dict[str, Any] = dict.fromkeys(("intermediate", "logits"))
     losses: Mapping[str, Any] = {}
     if system is not None:
         losses = system.losses
         for name, count in steps.items():
-            every = max(1, count // VALIDATIONS)
             phases[name] = {
-                **system.phases[name],
                 "batch_size": BATCH_SIZE,
-                "max_steps": count,
-                "evaluate_every_steps": every,
-                "save_every_steps": max(200, count),
                 "measure_gradients_every_steps": 10 * count,
+                **system.phases[name],
+                "max_steps": count,
+                "evaluate_every_steps": max(1, count // validations),
+                "save_every_steps": max(200, count),
             }
     else:
         phases["logits"] = {"batch_size": BATCH_SIZE}
@@ -198,6 +243,7 @@ def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int]) -> C
             "task": {"type": cell.task.type, "metric": cell.task.metric, "losses": losses, **phases},
             "evaluate": {"undistilled": False},
             "runtime": runtime(),
+            **(system.sections if system else {}),
         }
     )
 
@@ -205,8 +251,10 @@ def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int]) -> C
 def _steps(cell: Cell, work: Path, scratch: Path) -> dict[str, int]:
     """Steps of each phase that its share of the budget pays. What a step costs is found once by task, system, size and
     phase and kept in work/, so that a cell that is stopped has the same number of steps when it goes on."""
-    system, kept = SYSTEMS[cell.system], work / "step_seconds.json"
+    system, kept = cell.recipe, work / "step_seconds.json"
     assert system is not None
+    # A step costs as much with augmented rows, which take long to make.
+    probed = replace(system, sections={name: value for name, value in system.sections.items() if name != "augment"})
     known: dict[str, float] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
     steps = {}
     for phase, share in system.shares.items():
@@ -214,7 +262,10 @@ def _steps(cell: Cell, work: Path, scratch: Path) -> dict[str, int]:
         if key not in known:
             seconds = []
             for count in PROBE_STEPS:
-                with _opened(_config(cell, work, scratch / f"{phase}-{count}", {phase: count})) as run:
+                config = _config(
+                    replace(cell, recipe=probed), work, scratch / f"{phase}-{count}", {phase: count}, validations=1
+                )
+                with _opened(config) as run:
                     due = prepare(run, only=["task"])
                     began = time.process_time()
                     run_stages(run, due)

@@ -10,32 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import quality, quality_report, quality_tasks
-from benchmarks.quality_tasks import SIZES, TASKS, Size, write_splits
+from benchmarks import quality, quality_report
+from benchmarks.quality_tasks import SIZES, TASKS, write_splits
 from distill import tiny
-
-SMALL = Size(2, 24, 4, 48)
+from tests.quality_data import small_data
 
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """trec with the toy's rows, taught by the toy's teacher to students of the toy's shape."""
-    folder = tmp_path / "data" / "trec"
-    folder.mkdir(parents=True)
-    for split in ("train", "test"):
-        rows = tiny.load()[split]
-        lines = [json.dumps({"sentence": row["text"], "label": row["label"], "label_fine": "x"}) for row in rows]
-        with gzip.open(folder / f"{split}.jsonl.gz", "wt") as stream:
-            stream.write("\n".join(lines) + "\n")
-    monkeypatch.setitem(
-        TASKS, "trec", replace(TASKS["trec"], teacher={"max_steps": 4, "learning_rate": 3e-3}, held_out=48)
-    )
-    monkeypatch.setitem(SIZES, "3L-312", SMALL)
-    monkeypatch.setitem(SIZES, "tiny", replace(SMALL, changes={"vocabulary": {"size": 90}}))
-    monkeypatch.setattr(quality_tasks, "TEACHER", "tiny-random")
-    monkeypatch.setattr(quality_tasks, "runtime", lambda: {"cpu_threads": 1, "precision": "fp32"})
-    monkeypatch.setattr("benchmarks.quality_cells.runtime", lambda: {"cpu_threads": 1, "precision": "fp32"})
-    return tmp_path / "data"
+    return small_data(tmp_path, monkeypatch)
 
 
 def test_held_out_rows_are_in_no_other_split(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""What benchmarks/experiments.py asks: each choice of the recipe, the ways that differ from `default` in it alone, and
+what was decided from docs/experiments.md. How a way is trained is left to quality_cells.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from benchmarks.quality_cells import System
+
+DEFAULT = "default"
+TASK_NAMES = ("trec", "stsb", "wnut17", "sst2")
+"""Of quality.py's seven: few rows and many, one text and two, numbers and tokens."""
+
+Way = Callable[[System], System]
+
+
+@dataclass(frozen=True)
+class Question:
+    """asks: in words. ways: by name, what makes of the default system the one that is tried. decision: once known."""
+
+    asks: str
+    ways: Mapping[str, Way]
+    decision: str = "open"
+
+
+def _intermediate(**changes: Any) -> Way:
+    return _phase("intermediate", changes)
+
+
+def _logits(**changes: Any) -> Way:
+    return _phase("logits", changes)
+
+
+def _phase(name: str, changes: Mapping[str, Any]) -> Way:
+    return lambda system: replace(system, phases={**system.phases, name: {**system.phases[name], **changes}})
+
+
+def _both(**changes: Any) -> Way:
+    return lambda system: _logits(**changes)(_intermediate(**changes)(system))
+
+
+def _share(intermediate: float) -> Way:
+    """Of the budget; nothing: the phase on logits alone."""
+    shares = {"intermediate": intermediate, "logits": 1 - intermediate}
+    return lambda system: replace(system, shares={name: share for name, share in shares.items() if share})
+
+
+def _losses(**changes: Any) -> Way:
+    return lambda system: replace(system, losses={**system.losses, **changes})
+
+
+def _student(**changes: Any) -> Way:
+    return lambda system: replace(system, student={**system.student, **changes})
+
+
+def _section(name: str, **changes: Any) -> Way:
+    return lambda system: replace(system, sections={**system.sections, name: changes})
+
+
+def _general(steps: int) -> Way:
+    return lambda system: replace(system, general_steps=steps)
+
+
+QUESTIONS: Mapping[str, Question] = {
+    "initialization": Question("first weights", {"random": _student(initialization="random")}),
+    "phases": Question(
+        "share of the intermediate phase (default: 0.6)",
+        {"share-0": _share(0), "share-0.3": _share(0.3), "share-0.8": _share(0.8)},
+    ),
+    "rates": Question(
+        "peak rate (default: 5e-4, then 1e-4)",
+        {
+            "intermediate-2.5e-4": _intermediate(learning_rate=2.5e-4),
+            "intermediate-1e-3": _intermediate(learning_rate=1e-3),
+            "logits-2e-4": _logits(learning_rate=2e-4),
+            "logits-4e-4": _logits(learning_rate=4e-4),
+        },
+    ),
+    "schedule": Question(
+        "schedule (default: linear, a tenth of warm-up)",
+        {"cosine": _both(schedule="cosine"), "warmup-0.03": _both(warmup_fraction=0.03)},
+    ),
+    "batch": Question("batch size (default: 32)", {"batch-16": _both(batch_size=16)}),
+    "temperature": Question(
+        "temperature (default: 1)",
+        {f"temperature-{value}": _losses(logits={"temperature": value}) for value in (2, 4)},
+    ),
+    "map": Question(
+        "layer map (default: uniform)",
+        {name: _section("layer_map", strategy=name) for name in ("top", "last")},
+    ),
+    "terms": Question(
+        "terms of the intermediate phase (default: embedding, attention, hidden)",
+        {
+            "no-embedding": _losses(embedding=None),
+            "no-attention": _losses(attention=None),
+            "no-hidden": _losses(hidden=None, embedding=None),
+            "relations": _losses(attention=None, relations={}),
+            "hidden-10": _losses(hidden={"weight": 10}),
+        },
+    ),
+    "labels": Question(
+        "the labels beside the teacher's logits (default: not)", {"labels-0.5": _losses(labels={"weight": 0.5})}
+    ),
+    "balance": Question(
+        "equal shares of the gradient (default: not)",
+        {"balance": _intermediate(balance="gradient", measure_gradients_every_steps=50)},
+    ),
+    "dropout": Question("dropout of the student (default: none)", {"dropout-0.1": _student(dropout=0.1)}),
+    "augmentation": Question(
+        "augmented copies, word vectors alone (default: none)",
+        {f"copies-{count}": _section("augment", copies=count) for count in (2, 10)},
+    ),
+    "general": Question(
+        "general distillation on books first, beside the budget (default: none)",
+        {f"books-{steps}": _general(steps) for steps in (200, 800)},
+    ),
+}

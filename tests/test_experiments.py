@@ -1,0 +1,174 @@
+"""Claims about the search for the recipe: each way changes what it says and nothing else, no test row is read, what is
+measured is kept and not measured again, and a change is the mean over pairs."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import experiments, quality_cells
+from benchmarks.experiment_questions import QUESTIONS, TASK_NAMES
+from benchmarks.quality_cells import SYSTEMS, Cell, System
+from benchmarks.quality_tasks import TASKS
+from distill.config import Config, to_plain
+from pipelines.encoded import Encoded
+from tests.quality_data import small_data
+
+WAYS = [(name, way) for name, question in QUESTIONS.items() for way in question.ways]
+
+
+def config(system: System) -> Config:
+    cell = Cell(TASKS["trec"], "way", system, "3L-312", 0, 60.0)
+    return quality_cells._config(cell, Path("work"), Path("run"), dict.fromkeys(system.shares, 80))
+
+
+def differences(one: Any, other: Any, place: str = "") -> set[str]:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return {key for name in one | other for key in differences(one.get(name), other.get(name), f"{place}.{name}")}
+    return set() if one == other else {place[1:]}
+
+
+@pytest.fixture
+def default(monkeypatch: pytest.MonkeyPatch) -> System:
+    monkeypatch.setattr(quality_cells, "runtime", lambda: {"cpu_threads": 1, "precision": "fp32"})
+    system = SYSTEMS["default"]
+    assert system is not None
+    return system
+
+
+CHANGED = {
+    "random": {"student.initialization"},
+    "share-0": {"task.intermediate"},
+    "intermediate-1e-3": {"task.intermediate.learning_rate"},
+    "logits-4e-4": {"task.logits.learning_rate"},
+    "cosine": {"task.intermediate.schedule", "task.logits.schedule"},
+    "batch-16": {"task.intermediate.batch_size", "task.logits.batch_size"},
+    "temperature-4": {"task.losses.logits.temperature"},
+    "last": {"layer_map.strategy"},
+    "no-hidden": {"task.losses.hidden", "task.losses.embedding"},
+    "relations": {"task.losses.attention", "task.losses.relations"},
+    "labels-0.5": {"task.losses.labels"},
+    "balance": {"task.intermediate.balance", "task.intermediate.measure_gradients_every_steps"},
+    "dropout-0.1": {"student.dropout"},
+    "copies-2": {"augment"},
+}
+
+
+@pytest.mark.parametrize(("question", "way"), WAYS)
+def test_a_way_changes_what_it_says_and_nothing_else(question: str, way: str, default: System) -> None:
+    tried = QUESTIONS[question].ways[way](default)
+    assert tried != default
+    changed = differences(to_plain(config(tried)), to_plain(config(default)))
+    if question == "general":
+        assert (tried.general_steps > 0, changed) == (True, set())
+    elif way in CHANGED:
+        assert changed == CHANGED[way]
+    elif way not in ("share-0.3", "share-0.8"):  # those alone have other lengths, which the test fixes
+        assert changed
+
+
+def test_names_of_ways_are_one_way_each() -> None:
+    names = [way for _, way in WAYS]
+    assert len(names) == len({*names, "default"}) - 1
+    assert set(CHANGED) <= set(names)
+    assert set(TASK_NAMES) <= set(TASKS)
+
+
+def test_the_probe_of_a_step_validates_once(default: System) -> None:
+    """Else what validation costs would be taken for the step's."""
+    cell = Cell(TASKS["trec"], "default", default, "3L-312", 0, 60.0)
+    for count in quality_cells.PROBE_STEPS:
+        probe = quality_cells._config(cell, Path("work"), Path("run"), {"logits": count}, validations=1)
+        assert probe.task is not None
+        assert probe.task.logits is not None
+        assert probe.task.logits.evaluate_every_steps == count
+
+
+def test_ways_are_measured_once_on_validation_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, output = small_data(tmp_path, monkeypatch), tmp_path / "experiments.json"
+    given = ["--data", str(data), "--work", str(tmp_path / "work"), "--output", str(output), "--seconds", "0.2"]
+    assert experiments.main([*given, "--only", "labels,trec,0"]) == 0, capsys.readouterr().err
+
+    read: list[str] = []
+    figures = Encoded.figures
+
+    def recorded(self: Encoded, model: Any, split: str) -> dict[str, float]:
+        read.append(split)
+        return figures(self, model, split)
+
+    monkeypatch.setattr(Encoded, "figures", recorded)
+    assert experiments.main([*given, "--only", "temperature,trec,0"]) == 0, capsys.readouterr().err
+    found = json.loads(output.read_text())["runs"]
+    assert [run["way"] for run in found] == ["default", "labels-0.5", "temperature-2", "temperature-4"]
+    assert set(read) == {"validation"}
+    monkeypatch.setattr(experiments, "run", lambda *arguments: pytest.fail("measured again"))
+    assert experiments.main([*given, "--only", "temperature,labels,trec,0"]) == 0
+
+
+def test_general_distillation_is_done_once_for_all_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = small_data(tmp_path, monkeypatch)
+    monkeypatch.setattr(quality_cells, "BATCH_SIZE", 4)
+    (data / "books").mkdir()
+    with gzip.open(data / "books" / "train.00.txt.gz", "wt") as stream:
+        stream.write("the rain is often cold\n\n" * 200)
+    student = quality_cells.general_student(2, "3L-312", data, tmp_path / "work")
+    weights = student / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    assert (student / "projections.safetensors").is_file()
+    assert quality_cells.general_student(2, "3L-312", data, tmp_path / "work") == student
+    assert weights.stat().st_mtime_ns == written
+
+
+def run(way: str, task: str, seed: int, value: float) -> dict[str, Any]:
+    return {"way": way, "task": task, "seed": seed, "budget_seconds": 60.0, "value": value, "metric": "accuracy"}
+
+
+def test_a_change_is_the_mean_over_pairs_with_its_standard_error() -> None:
+    """By hand: changes of 10, -10 and 6 percent; mean 2, deviation sqrt((64 + 144 + 16) / 2), over sqrt(3) 6.11."""
+    runs = [
+        *(run("default", task, seed, value) for task, seed, value in (("a", 0, 0.5), ("a", 1, 0.8), ("b", 0, 0.5))),
+        *(run("warm", task, seed, value) for task, seed, value in (("a", 0, 0.55), ("a", 1, 0.72), ("b", 0, 0.53))),
+        run("warm", "b", 1, 0.9),
+    ]
+    assert experiments.change([one for one in runs if one["way"] == "warm"], runs) == "+2.00 ± 6.11"
+    assert experiments.change([one for one in runs if one["way"] == "default"], runs) == ""
+    assert experiments.change([runs[3]], runs) == "+10.00 (1 pair)"
+
+
+def test_the_report_has_each_way_that_was_run_and_names_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments, "PAGE", tmp_path / "experiments.md")
+    output = tmp_path / "experiments.json"
+    runs = [run("default", "trec", 0, 0.8), run("default", "trec", 1, 0.9), run("last", "trec", 0, 0.88)]
+    output.write_text(json.dumps({"runs": runs}))
+    assert experiments.main(["--report", "--output", str(output)]) == 0
+    text = (tmp_path / "experiments.md").read_text()
+    assert "|  | `default` | 0.8500 (2) |  |  |" in text
+    assert "| `last` | 0.8800 (1) | +10.00 (1 pair) | open |" in text
+    assert "Not run: random, " in text
+    assert "stsb" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "--data"),
+        (["--data", "."], "holds no train.jsonl.gz"),
+        (["--data", ".", "--only", "trek"], "'trek' is none of initialization, "),
+        (["--report"], "holds no runs"),
+    ],
+)
+def test_wrong_arguments_end_with_2(
+    arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--output", str(tmp_path / "none.json"), "--work", str(tmp_path / "work")]
+    assert experiments.main([*arguments, *given]) == 2
+    assert told in capsys.readouterr().err
