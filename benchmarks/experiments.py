@@ -33,7 +33,7 @@ import datasets
 from transformers.utils import logging
 
 from benchmarks.experiment_questions import DEFAULT, QUESTIONS, TASK_NAMES
-from benchmarks.quality_cells import SYSTEMS, Cell, measure, measure_teacher
+from benchmarks.quality_cells import SYSTEMS, Cell, measure
 from benchmarks.quality_tasks import TASKS
 from benchmarks.run_file import Run, chosen, locked, read_runs
 from distill.checkpoint import write_json, write_text
@@ -64,8 +64,6 @@ def grid(questions: Sequence[str], tasks: Sequence[str], seeds: Sequence[int]) -
 
 def run(way: str, task: str, seed: int, seconds: float, data: Path, work: Path) -> dict[str, Any]:
     """Train a student this way for so long; its figures."""
-    if not (work / "teachers" / task / "teacher" / "result.json").is_file():
-        measure_teacher(TASKS[task], data, work)
     system = SYSTEMS["default"]
     assert system is not None
     for question in QUESTIONS.values():

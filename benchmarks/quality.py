@@ -122,8 +122,6 @@ def run_cells(cells: Sequence[Run], seconds: float, data: Path, work: Path, outp
         if is_teacher:
             figures = measure_teacher(task, data, work)
         else:
-            if not (work / "teachers" / task.name / "teacher" / "result.json").is_file():
-                measure_teacher(task, data, work)
             system = cell["system"]
             figures = measure(Cell(task, system, SYSTEMS[system], cell["size"], cell["seed"], seconds), data, work)
         add_run(output, {**key, **figures})

@@ -124,9 +124,11 @@ def measure_teacher(task: Task, data: Path, work: Path) -> dict[str, Any]:
 
 
 def measure(cell: Cell, data: Path, work: Path, *, reported: str = "test") -> dict[str, Any]:
-    """Train the cell's student for its budget; its figures, on no other rows than those that chose the weights where
-    `reported` is validation."""
+    """Train the cell's student for its budget, its teacher before it where there is none; its figures, on no other rows
+    than those that chose the weights where `reported` is validation."""
     write_splits(cell.task, data, work / "rows" / cell.task.name)
+    if not (work / "teachers" / cell.task.name / "teacher" / "result.json").is_file():
+        measure_teacher(cell.task, data, work)
     if cell.recipe is not None and cell.recipe.general_steps:
         first = str(general_student(cell.recipe.general_steps, cell.size, data, work))
         student = {**cell.recipe.student, "initialization": first}
