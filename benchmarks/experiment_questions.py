@@ -18,11 +18,13 @@ Way = Callable[[System], System]
 
 @dataclass(frozen=True)
 class Question:
-    """asks: in words. ways: by name, what makes of the default system the one that is tried. decision: once known."""
+    """asks: in words. ways: by name, what makes of the default system the one that is tried. decision: once known.
+    costs: whether a step of these ways may take longer or shorter than the default's; else it is not measured anew."""
 
     asks: str
     ways: Mapping[str, Way]
     decision: str = "open"
+    costs: bool = False
 
 
 def _intermediate(**changes: Any) -> Way:
@@ -45,6 +47,16 @@ def _share(intermediate: float) -> Way:
     """Of the budget; nothing: the phase on logits alone."""
     shares = {"intermediate": intermediate, "logits": 1 - intermediate}
     return lambda system: replace(system, shares={name: share for name, share in shares.items() if share})
+
+
+def _joint(**changes: Any) -> Way:
+    """Of a single phase with the intermediate one's rate."""
+
+    def made(system: System) -> System:
+        phase = {**system.phases["intermediate"], **changes}
+        return replace(system, phases={"logits": phase}, shares={"logits": 1.0}, task={"joint": True})
+
+    return made
 
 
 def _losses(**changes: Any) -> Way:
@@ -78,11 +90,20 @@ QUESTIONS: Mapping[str, Question] = {
             "logits-4e-4": _logits(learning_rate=4e-4),
         },
     ),
+    "joint": Question(
+        "layers and logits in one phase (default: two phases)",
+        {
+            "joint": _joint(),
+            "joint-balance": _joint(balance="gradient", measure_gradients_every_steps=50),
+            "kept-layers": lambda system: replace(system, task={"joint": True}),
+        },
+        costs=True,
+    ),
     "schedule": Question(
         "schedule (default: linear, a tenth of warm-up)",
         {"cosine": _both(schedule="cosine"), "warmup-0.03": _both(warmup_fraction=0.03)},
     ),
-    "batch": Question("batch size (default: 32)", {"batch-16": _both(batch_size=16)}),
+    "batch": Question("batch size (default: 32)", {"batch-16": _both(batch_size=16)}, costs=True),
     "temperature": Question(
         "temperature (default: 1)",
         {f"temperature-{value}": _losses(logits={"temperature": value}) for value in (2, 4)},
@@ -100,6 +121,7 @@ QUESTIONS: Mapping[str, Question] = {
             "relations": _losses(attention=None, relations={}),
             "hidden-10": _losses(hidden={"weight": 10}),
         },
+        costs=True,
     ),
     "labels": Question(
         "the labels beside the teacher's logits (default: not)", {"labels-0.5": _losses(labels={"weight": 0.5})}
@@ -107,8 +129,9 @@ QUESTIONS: Mapping[str, Question] = {
     "balance": Question(
         "equal shares of the gradient (default: not)",
         {"balance": _intermediate(balance="gradient", measure_gradients_every_steps=50)},
+        costs=True,
     ),
-    "dropout": Question("dropout of the student (default: none)", {"dropout-0.1": _student(dropout=0.1)}),
+    "dropout": Question("dropout of the student (default: none)", {"dropout-0.1": _student(dropout=0.1)}, costs=True),
     "augmentation": Question(
         "augmented copies, word vectors alone (default: none)",
         {f"copies-{count}": _section("augment", copies=count) for count in (2, 10)},

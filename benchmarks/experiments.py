@@ -35,7 +35,7 @@ from transformers.utils import logging
 from benchmarks.experiment_questions import DEFAULT, QUESTIONS, TASK_NAMES
 from benchmarks.quality_cells import SYSTEMS, Cell, measure
 from benchmarks.quality_tasks import TASKS
-from benchmarks.run_file import Run, chosen, locked, read_runs
+from benchmarks.run_file import COSTS, Run, chosen, locked, read_runs
 from distill.checkpoint import write_json, write_text
 from distill.settings import UserError
 
@@ -62,15 +62,17 @@ def grid(questions: Sequence[str], tasks: Sequence[str], seeds: Sequence[int]) -
                 yield way, task, seed
 
 
-def run(way: str, task: str, seed: int, seconds: float, data: Path, work: Path) -> dict[str, Any]:
+def run(way: str, task: str, seed: int, seconds: float, data: Path, work: Path, costs: Path) -> dict[str, Any]:
     """Train a student this way for so long; its figures."""
     system = SYSTEMS["default"]
     assert system is not None
+    costs_like = None
     for question in QUESTIONS.values():
         if way in question.ways:
             system = question.ways[way](system)
-    cell = Cell(TASKS[task], way, system, SIZE, seed, seconds)
-    figures = measure(cell, data, work, reported="validation")
+            costs_like = None if question.costs else DEFAULT
+    cell = Cell(TASKS[task], way, system, SIZE, seed, seconds, costs_like)
+    figures = measure(cell, data, work, costs, reported="validation")
     kept = ("value", "metric", "steps", "training_seconds", "cpu_seconds", "precision", "cpu")
     return {"task": task, "way": way, "seed": seed, "budget_seconds": seconds, **{key: figures[key] for key in kept}}
 
@@ -153,7 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for way, task, seed in grid(questions, tasks, list(map(int, seeds))):
             if (way, task, seed, options.seconds) in map(_key, read_runs(options.output)):
                 continue
-            found = run(way, task, seed, options.seconds, options.data, options.work)
+            costs = options.output.with_name(COSTS)
+            found = run(way, task, seed, options.seconds, options.data, options.work, costs)
             with locked(options.output):
                 write_json(options.output, {"runs": [*read_runs(options.output), found]})
             print(f"{way} {task} seed {seed}: {found['metric']} {found['value']:.4f}", flush=True)

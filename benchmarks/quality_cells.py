@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.quality_tasks import SIZES, TEACHER, Task, runtime, teacher_config, write_splits
+from benchmarks.run_file import locked
 from benchmarks.textbrewer import TextBrewer
 from distill.checkpoint import write_json
 from distill.config import Config, parse_config
@@ -37,6 +38,7 @@ INTERMEDIATE_SHARE = 0.6
 PROBE_STEPS = (4, 16)
 """A step's cost is what the second number of steps takes more than the first, over the difference."""
 TEXTBREWER_ROUNDS = 8
+TEXTBREWER_SHARES = {"intermediate": INTERMEDIATE_SHARE, "logits": 1 - INTERMEDIATE_SHARE}
 TEXTBREWER_RATE, TEXTBREWER_TEMPERATURE = 1e-4, 8.0
 """Of TextBrewer's own examples with TinyBERT's shape."""
 
@@ -47,14 +49,16 @@ Phases = Mapping[str, dict[str, Any]]
 @dataclass(frozen=True)
 class System:
     """What learns. phases: their training options, without the length; shares: of the budget, by phase; losses: of
-    task.losses; student: of the section student, beside its shape; sections: whole sections of the config that no other
-    field is about, for instance layer_map; general_steps: of general distillation beforehand, beside the budget."""
+    task.losses; student: of the section student, beside its shape; task: further settings of that section; sections:
+    whole sections of the config that no other field is about, for instance layer_map; general_steps: of general
+    distillation beforehand, beside the budget."""
 
     preset: str
     phases: Phases
     shares: Mapping[str, float]
     losses: Mapping[str, Any]
     student: Mapping[str, Any]
+    task: Mapping[str, Any] = field(default_factory=dict)
     sections: Mapping[str, Any] = field(default_factory=dict)
     general_steps: int = 0
 
@@ -99,6 +103,8 @@ class Cell:
     seed: int
     seconds: float
     """Of processor time on one thread that its training steps may take."""
+    costs_like: str | None = None
+    """Another system whose steps cost as much, where one is known; its cost is taken."""
 
     @property
     def key(self) -> dict[str, Any]:
@@ -123,9 +129,14 @@ def measure_teacher(task: Task, data: Path, work: Path) -> dict[str, Any]:
         }
 
 
-def measure(cell: Cell, data: Path, work: Path, *, reported: str = "test") -> dict[str, Any]:
+def measure(cell: Cell, data: Path, work: Path, costs: Path, *, reported: str = "test") -> dict[str, Any]:
     """Train the cell's student for its budget, its teacher before it where there is none; its figures, on no other rows
-    than those that chose the weights where `reported` is validation."""
+    than those that chose the weights where `reported` is validation.
+
+    Args:
+        costs: JSON of seconds of a step by task, system, size and phase. What it holds is taken, what it lacks is
+            measured once and written there: a cell has the same number of steps whenever and wherever it is run.
+    """
     write_splits(cell.task, data, work / "rows" / cell.task.name)
     if not (work / "teachers" / cell.task.name / "teacher" / "result.json").is_file():
         measure_teacher(cell.task, data, work)
@@ -134,9 +145,9 @@ def measure(cell: Cell, data: Path, work: Path, *, reported: str = "test") -> di
         student = {**cell.recipe.student, "initialization": first}
         cell = replace(cell, recipe=replace(cell.recipe, student=student))
     with tempfile.TemporaryDirectory(prefix="probe-", dir=work) as scratch:
+        steps = _steps(cell, work, costs, Path(scratch))
         if cell.recipe is None:
-            return _textbrewer(cell, work, Path(scratch))
-        steps = _steps(cell, work, Path(scratch))
+            return _textbrewer(cell, work, Path(scratch), steps)
     # Beside other cells' folders: a stopped cell goes on from its checkpoint.
     folder = work / "runs" / "-".join(str(value) for value in cell.key.values())
     with _opened(_config(cell, work, folder, steps)) as run:
@@ -242,7 +253,13 @@ def _config(
             "teacher": {"model": str(work / "teachers" / cell.task.name / "teacher" / "model")},
             "student": {**size.student(), **(system.student if system else {"initialization": "random"})},
             "data": cell.task.data(work / "rows" / cell.task.name),
-            "task": {"type": cell.task.type, "metric": cell.task.metric, "losses": losses, **phases},
+            "task": {
+                "type": cell.task.type,
+                "metric": cell.task.metric,
+                "losses": losses,
+                **(system.task if system else {}),
+                **phases,
+            },
             "evaluate": {"undistilled": False},
             "runtime": runtime(),
             **(system.sections if system else {}),
@@ -250,95 +267,107 @@ def _config(
     )
 
 
-def _steps(cell: Cell, work: Path, scratch: Path) -> dict[str, int]:
-    """Steps of each phase that its share of the budget pays. What a step costs is found once by task, system, size and
-    phase and kept in work/, so that a cell that is stopped has the same number of steps when it goes on."""
-    system, kept = cell.recipe, work / "step_seconds.json"
-    assert system is not None
-    # A step costs as much with augmented rows, which take long to make.
-    probed = replace(system, sections={name: value for name, value in system.sections.items() if name != "augment"})
-    known: dict[str, float] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+def _steps(cell: Cell, work: Path, costs: Path, scratch: Path) -> dict[str, int]:
+    """Steps of each phase that its share of the budget pays."""
     steps = {}
-    for phase, share in system.shares.items():
-        key = f"{cell.task.name}/{cell.system}/{cell.size}/{phase}"
+    for phase, share in (cell.recipe.shares if cell.recipe else TEXTBREWER_SHARES).items():
+        key = f"{cell.task.name}/{cell.costs_like or cell.system}/{cell.size}/{phase}"
+        known = _read_costs(costs)
         if key not in known:
-            seconds = []
-            for count in PROBE_STEPS:
-                config = _config(
-                    replace(cell, recipe=probed), work, scratch / f"{phase}-{count}", {phase: count}, validations=1
-                )
-                with _opened(config) as run:
-                    due = prepare(run, only=["task"])
-                    began = time.process_time()
-                    run_stages(run, due)
-                    seconds.append(time.process_time() - began)
-            known[key] = max(1e-3, (seconds[1] - seconds[0]) / (PROBE_STEPS[1] - PROBE_STEPS[0]))
-            write_json(kept, known)
+            cost = _step_seconds(cell, phase, work, scratch)
+            with locked(costs):
+                known = {**_read_costs(costs), key: cost}
+                write_json(costs, known)
         steps[phase] = max(VALIDATIONS, round(cell.seconds * share / known[key]))
     return steps
 
 
-def _textbrewer(cell: Cell, work: Path, scratch: Path) -> dict[str, Any]:
-    """Its two distillers in turn for their shares of the budget, on the pipeline's batches; the rate falls from round
-    to round, and the round that is best on validation rows is kept."""
+def _read_costs(file: Path) -> dict[str, float]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _step_seconds(cell: Cell, phase: str, work: Path, scratch: Path) -> float:
+    """Processor time of one training step."""
+    seconds = []
+    for count in PROBE_STEPS:
+        if cell.recipe is None:
+            with _opened(_config(cell, work, scratch / f"{phase}-{count}", {})) as run:
+                prepare(run, only=["task"])
+                brewer, batches = _brewer(cell, run, phase, _first_student(cell, run)), _plain(run)
+                own = [next(batches) for _ in range(count)]
+                began = time.process_time()
+                brewer.train(own)
+                seconds.append(time.process_time() - began)
+            continue
+        # A step costs as much with augmented rows, which take long to make.
+        sections = {name: value for name, value in cell.recipe.sections.items() if name != "augment"}
+        probed = replace(cell, recipe=replace(cell.recipe, sections=sections))
+        config = _config(probed, work, scratch / f"{phase}-{count}", {phase: count}, validations=1)
+        with _opened(config) as run:
+            due = prepare(run, only=["task"])
+            began = time.process_time()
+            run_stages(run, due)
+            seconds.append(time.process_time() - began)
+    return max(1e-3, (seconds[1] - seconds[0]) / (PROBE_STEPS[1] - PROBE_STEPS[0]))
+
+
+def _textbrewer(cell: Cell, work: Path, scratch: Path, steps: Mapping[str, int]) -> dict[str, Any]:
+    """Its two distillers in turn, on the pipeline's batches; the rate falls from round to round, and the round that is
+    best on validation rows is kept."""
     with _opened(_config(cell, work, scratch / "run", {})) as run:
         prepare(run, only=["task"])
-        teacher = run.load_task_teacher()
-        width = teacher.config.hidden_size
-        student = build_student(run.student_config(), run.task, run.config.student, width, cell.seed).model
-        options = TrainingOptions(batch_size=BATCH_SIZE)
-        rows = run.encoded.batches(run.encoded.features["train"], options)
+        student = _first_student(cell, run)
         clock = time.monotonic(), time.process_time()
-        spent, first = 0.0, 0
-        trained: dict[str, int] = {}
+        spent, batches = 0.0, _plain(run)
         best: tuple[float, dict[str, torch.Tensor]] | None = None
-        for phase, share in (("intermediate", INTERMEDIATE_SHARE), ("logits", 1 - INTERMEDIATE_SHARE)):
-            brewer = TextBrewer(
-                student,
-                teacher,
-                run.layer_map.attention if phase == "intermediate" else None,
-                TEXTBREWER_RATE,
-                temperature=1.0 if cell.task.type == "regression" else TEXTBREWER_TEMPERATURE,
-                kd_loss="mse" if cell.task.type == "regression" else "ce",
-            )
-            stream = _plain(rows, first)
-            took = 0.0
-            count = 0
-            while took < cell.seconds * share:
-                left = 1 - took / (cell.seconds * share)
+        for phase, count in steps.items():
+            brewer = _brewer(cell, run, phase, student)
+            for done in range(TEXTBREWER_ROUNDS):
                 for group in brewer.optimizer.param_groups:
-                    group["lr"] = TEXTBREWER_RATE * left
-                batches = [next(stream) for _ in range(8 if not count else _round(cell.seconds * share, took, count))]
+                    group["lr"] = TEXTBREWER_RATE * (1 - done / TEXTBREWER_ROUNDS)
+                size = count * (done + 1) // TEXTBREWER_ROUNDS - count * done // TEXTBREWER_ROUNDS
+                own = [next(batches) for _ in range(size)]
                 student.train()
                 began = time.process_time()
-                brewer.train(batches)
-                took += time.process_time() - began
-                count += len(batches)
+                brewer.train(own)
+                spent += time.process_time() - began
                 if phase == "logits":
                     value = run.encoded.figures(student.eval(), "validation")[run.metric]
                     if best is None or value >= best[0]:
                         best = value, {name: tensor.clone() for name, tensor in student.state_dict().items()}
-            trained[phase] = count
-            spent, first = spent + took, first + count
         assert best is not None
         student.load_state_dict(best[1])
         return {
             **_figures(run, student.eval(), run.encoded),
             "precision": "fp32",
-            "steps": trained,
+            "steps": dict(steps),
             "training_seconds": spent,
             "wall_seconds": time.monotonic() - clock[0],
             "cpu_seconds": time.process_time() - clock[1],
         }
 
 
-def _round(budget: float, took: float, count: int) -> int:
-    """Batches of the next round: an eighth of the budget, or what is left of it."""
-    return max(1, round(min(budget / TEXTBREWER_ROUNDS, budget - took) * count / took))
+def _first_student(cell: Cell, run: Run) -> PreTrainedModel:
+    width = run.checkpoint.config.hidden_size
+    return build_student(run.student_config(), run.task, run.config.student, width, cell.seed).model
 
 
-def _plain(rows: Any, first: int) -> Iterator[dict[str, torch.Tensor]]:
+def _brewer(cell: Cell, run: Run, phase: str, student: PreTrainedModel) -> TextBrewer:
+    of_numbers = cell.task.type == "regression"
+    return TextBrewer(
+        student,
+        run.load_task_teacher(),
+        run.layer_map.attention if phase == "intermediate" else None,
+        TEXTBREWER_RATE,
+        temperature=1.0 if of_numbers else TEXTBREWER_TEMPERATURE,
+        kd_loss="mse" if of_numbers else "ce",
+    )
+
+
+def _plain(run: Run) -> Iterator[dict[str, torch.Tensor]]:
+    """The pipeline's batches as plain models take them."""
     names = ("input_ids", "attention_mask", "token_type_ids")
-    for micro_batches in rows.steps(first, 10**9):
+    rows = run.encoded.batches(run.encoded.features["train"], TrainingOptions(batch_size=BATCH_SIZE))
+    for micro_batches in rows.steps(0, 10**9):
         for batch in micro_batches:
             yield {name: batch[name] for name in names if name in batch}

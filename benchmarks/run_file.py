@@ -12,6 +12,9 @@ from typing import Any
 
 from distill.settings import UserError
 
+COSTS = "step_seconds.json"
+"""Beside the runs: what a training step of each kind took where it was first measured."""
+
 Run = dict[str, Any]
 
 

@@ -18,7 +18,7 @@ from distill.augmentation.adaptation import MaskedLMTraining
 from distill.data import DataOptions, SourceOptions
 from distill.export.options import CardOptions, ExportOptions
 from distill.layer_map import LayerMapOptions
-from distill.losses import GeneralLosses, TaskLosses
+from distill.losses import GeneralLosses, LossTerm, TaskLosses
 from distill.presets import under_preset
 from distill.settings import UserError, settings
 from distill.students import StudentOptions
@@ -93,8 +93,24 @@ class TaskOptions:
     """The phase on intermediate layers; null skips it."""
     logits: LogitsTraining | None = dataclasses.field(default_factory=LogitsTraining)
     """The phase on logits; null skips it."""
+    joint: bool = False
+    """The phase on logits keeps the terms of the intermediate phase; where intermediate is null, one joint phase."""
     augmented_logits: bool = True
     """Whether the phase on logits trains on the augmented rows too (the paper: not for STS-B and SQuAD)."""
+
+    def terms(self) -> dict[str, dict[str, LossTerm]]:
+        """The loss terms of each phase that is on."""
+        layers, phases = self.losses.intermediate(), {}
+        if self.intermediate is not None:
+            phases["intermediate"] = layers
+        if self.logits is not None:
+            phases["logits"] = {**(layers if self.joint else {}), **self.losses.prediction()}
+        return phases
+
+    @property
+    def compares_layers(self) -> bool:
+        """Whether a phase that is on compares what the models hold inside."""
+        return self.intermediate is not None or (self.joint and self.logits is not None)
 
 
 @settings

@@ -49,11 +49,14 @@ class TaskStage(Stage):
         options = run.task_options
         if options.intermediate is None and options.logits is None:
             raise UserError("task: both phases are off. Set task.intermediate or task.logits, or task=null.")
-        if options.intermediate is not None and not options.losses.intermediate():
-            raise UserError("task.losses: every term of the intermediate phase is off; set task.intermediate=null.")
+        if options.compares_layers and not options.losses.intermediate():
+            raise UserError(
+                "task.losses: every term of the intermediate phase is off; set task.intermediate=null and "
+                "task.joint=false."
+            )
         if options.logits is not None and not options.losses.prediction():
             raise UserError("task.losses: neither logits nor labels is on; set task.logits=null.")
-        if options.intermediate is not None:
+        if options.compares_layers:
             check_models(options.losses, "task.losses", run.student_config(), run.checkpoint.config)
         check_length(run.checkpoint, run.config.data.max_length, "data.max_length")
         check_length(run.student_source, run.config.data.max_length, "data.max_length")
@@ -140,7 +143,7 @@ class TaskStage(Stage):
         if (finished := _read_phase(done)) is not None:  # the run was stopped in the logits phase
             student.load_state_dict(load_file(done))
             return finished
-        objective = Objective(run.task_options.losses.intermediate(), Match(run.layer_map, run.task.logits))
+        objective = Objective(run.task_options.terms()["intermediate"], Match(run.layer_map, run.task.logits))
         both = run.paired_encoded
         held_out = both.batches(both.features["validation"], options)
 
@@ -172,7 +175,7 @@ class TaskStage(Stage):
         if run.cut is not None and _reads_as_deployed(run):
             reads, student = run.encoded, Student(student.model, student.projections)
             train = reads.encode(_logits_texts(run), "training rows for the student")
-        objective = Objective(run.task_options.losses.prediction(), Match(run.layer_map, run.task.logits))
+        objective = Objective(run.task_options.terms()["logits"], Match(run.layer_map, run.task.logits))
         steps_per_epoch = -(-len(train) // options.batch_size)
         # With dropout a teacher says something else each time; in one epoch nothing is asked twice.
         once = objective.teacher_needs == Needs(logits=True) and not run.config.teacher.dropout
@@ -218,9 +221,9 @@ def phases(options: TaskOptions) -> Iterator[tuple[str, TrainingOptions, bool]]:
 
 def _reads_as_deployed(run: Run) -> bool:
     """Whether a student of a cut vocabulary reads the texts of the logits phase with its own tokenizer, in which words
-    that lost a piece are spelt in others: where logits are of whole rows, which is the same to a teacher that reads
-    its own pieces, and where it is asked for them once."""
-    by_position = run.task.logits in (Logits.TOKEN_CLASSES, Logits.SPAN)
+    that lost a piece are spelt in others: where all that is compared is logits of whole rows, which is the same to a
+    teacher that reads its own pieces, and where it is asked for them once."""
+    by_position = run.task.logits in (Logits.TOKEN_CLASSES, Logits.SPAN) or run.task_options.joint
     return not by_position and not run.config.teacher.dropout
 
 

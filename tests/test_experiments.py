@@ -46,6 +46,15 @@ CHANGED = {
     "share-0": {"task.intermediate"},
     "intermediate-1e-3": {"task.intermediate.learning_rate"},
     "logits-4e-4": {"task.logits.learning_rate"},
+    "joint": {"task.joint", "task.intermediate", "task.logits.learning_rate"},
+    "joint-balance": {
+        "task.joint",
+        "task.intermediate",
+        "task.logits.learning_rate",
+        "task.logits.balance",
+        "task.logits.measure_gradients_every_steps",
+    },
+    "kept-layers": {"task.joint"},
     "cosine": {"task.intermediate.schedule", "task.logits.schedule"},
     "batch-16": {"task.intermediate.batch_size", "task.logits.batch_size"},
     "temperature-4": {"task.losses.logits.temperature"},
@@ -110,6 +119,30 @@ def test_ways_are_measured_once_on_validation_rows(
     assert set(read) == {"validation"}
     monkeypatch.setattr(experiments, "run", lambda *arguments: pytest.fail("measured again"))
     assert experiments.main([*given, "--only", "temperature,labels,trec,0"]) == 0
+
+
+def test_what_a_step_costs_is_measured_once_and_gives_the_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, output = small_data(tmp_path, monkeypatch), tmp_path / "experiments.json"
+    given = ["--data", str(data), "--work", str(tmp_path / "work"), "--output", str(output), "--seconds", "0.2"]
+    asked: list[tuple[str, str]] = []
+
+    def cost(cell: Cell, phase: str, *_: Path) -> float:
+        asked.append((cell.system, phase))
+        return 0.01
+
+    monkeypatch.setattr(quality_cells, "_step_seconds", cost)
+    known = {"trec/default/3L-312/intermediate": 0.004}
+    (tmp_path / "step_seconds.json").write_text(json.dumps(known))
+    assert experiments.main([*given, "--only", "rates,batch,trec,0"]) == 0, capsys.readouterr().err
+    # A rate makes no step dearer; another batch does.
+    assert asked == [("default", "logits"), ("batch-16", "intermediate"), ("batch-16", "logits")]
+    steps = {run["way"]: run["steps"] for run in json.loads(output.read_text())["runs"]}
+    assert steps["default"] == steps["logits-4e-4"] == {"intermediate": 30, "logits": 8}
+    assert steps["batch-16"] == {"intermediate": 12, "logits": 8}
+    kept = json.loads((tmp_path / "step_seconds.json").read_text())
+    assert kept.items() > known.items()
 
 
 def test_general_distillation_is_done_once_for_all_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

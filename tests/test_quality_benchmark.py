@@ -86,7 +86,7 @@ def test_the_peer_is_trained_on_the_same_rows_for_the_same_time(
     assert quality.main([*given, "--only", "trec,textbrewer,0"]) == 0, capsys.readouterr().err
     (run,) = json.loads(output.read_text())["runs"]
     assert run["size"] == "3L-312"
-    assert 1 <= run["training_seconds"] < 3
+    assert 0.3 < run["training_seconds"] < 3
     assert min(run["steps"].values()) > 0
 
 

@@ -152,10 +152,9 @@ def _losses(facts: Facts) -> Iterator[tuple[str, Mapping[str, LossTerm]]]:
     config = facts.config
     if config.general is not None:
         yield "general", config.general.losses.intermediate()
-    if config.task is not None and config.task.intermediate is not None:
-        yield "task, intermediate", config.task.losses.intermediate()
-    if config.task is not None and config.task.logits is not None:
-        yield "task, logits", config.task.losses.prediction()
+    if config.task is not None:
+        for phase, terms in config.task.terms().items():
+            yield f"task, {phase}", terms
 
 
 def _term(name: str, term: LossTerm) -> str:

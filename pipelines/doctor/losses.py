@@ -88,16 +88,9 @@ def _phases(preflight: Preflight) -> Iterator[_Phase]:
         return
     ready = preflight.teacher_is_ready
     measurable = ready and run.pieces_correspond
-    phases: dict[str, tuple[TrainingOptions | None, Mapping[str, LossTerm]]] = {
-        "task.intermediate": (config.task.intermediate, config.task.losses.intermediate()),
-        "task.logits": (
-            config.task.logits if measurable else None,
-            config.task.losses.prediction(),
-        ),
-    }
-    for name, (options, terms) in phases.items():
-        if options is not None:
-            both = run.paired_encoded
+    for phase, terms in config.task.terms().items():
+        if phase == "intermediate" or measurable:
+            name, options, both = f"task.{phase}", getattr(config.task, phase), run.paired_encoded
             batch = _few(both.batches(both.features["train"], options, placement=Placement()), run.device)
             yield _Phase(name, "task.losses", name, terms, run.task.logits, options, batch, not ready)
 

@@ -113,7 +113,7 @@ def check_tokenizer(preflight: Preflight) -> list[Finding]:
         f", for instance {differing[0]!r} is {mine[differing[0]]} and {others.get(differing[0])}" if differing else ""
     )
     compares_features = run.config.general is not None or (
-        run.config.task is not None and run.config.task.intermediate is not None
+        run.config.task is not None and run.config.task.compares_layers
     )
     return [
         *findings,

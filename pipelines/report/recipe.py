@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from distill.config import dump_config, to_plain
-from distill.losses import GeneralLosses
+from distill.losses import LossTerm
 from distill.training import TrainingOptions
 from pipelines.report import plots
 from pipelines.report.blocks import Block, Code, Figure, Group, Table, Tables
@@ -74,16 +74,13 @@ def _shapes(run: Run) -> Table:
 
 def _losses(run: Run) -> Iterator[tuple[str, str, str, str]]:
     config = run.config
-    phases: list[tuple[str, GeneralLosses, str]] = []
+    phases: dict[str, Mapping[str, LossTerm]] = {}
     if config.general is not None:
-        phases.append(("general", config.general.losses, "intermediate"))
+        phases["general"] = config.general.losses.intermediate()
     if config.task is not None:
-        if config.task.intermediate is not None:
-            phases.append(("task.intermediate", config.task.losses, "intermediate"))
-        if config.task.logits is not None:
-            phases.append(("task.logits", config.task.losses, "prediction"))
-    for phase, losses, terms in phases:
-        for name, term in getattr(losses, terms)().items():
+        phases |= {f"task.{phase}": terms for phase, terms in config.task.terms().items()}
+    for phase, terms in phases.items():
+        for name, term in terms.items():
             plain: Mapping[str, Any] = to_plain(term)
             form = ", ".join(f"{key} {value}" for key, value in plain.items() if key != "weight" and value is not None)
             yield PHASES[phase], name, f"{term.weight:g}", form
