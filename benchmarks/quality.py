@@ -15,8 +15,8 @@ another machine trains as many steps. Validation, test and loading come on top. 
 which are in neither training nor test. No system has general distillation or augmentation.
 
 Keys of the JSON: runs, each with task, system, size, seed, budget_seconds, value (of the task's metric on the reported
-rows), validation, metrics, parameters, steps, training_seconds and cpu_seconds; rows, made of them: task, system,
-student, metric, seeds, mean, deviation, seconds, parameters, retention.
+rows), teacher (its teacher's value), validation, metrics, parameters, steps, training_seconds and cpu_seconds; rows,
+made of them: task, system, student, metric, seeds, mean, deviation, seconds, parameters, retention.
 """
 
 from __future__ import annotations
@@ -77,8 +77,7 @@ def add_run(file: Path, run: Run) -> None:
 
 def summarise(runs: Sequence[Run]) -> list[Run]:
     """A row for each task, system, student and budget: mean and standard deviation (n - 1) over seeds; retention is the
-    mean over the teacher's value."""
-    teachers = {run["task"]: run["value"] for run in runs if run["system"] == TEACHER}
+    mean of the values over those of the teachers that taught them."""
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in sorted(runs, key=_key):
         groups.setdefault(_key(run)[:4], []).append(run)
@@ -98,10 +97,17 @@ def summarise(runs: Sequence[Run]) -> list[Run]:
                 "seconds": statistics.fmean(run["training_seconds"] for run in group),
                 "budget_seconds": budget or None,
                 "parameters": group[0]["parameters"],
-                "retention": mean / teachers[task] if task in teachers else None,
+                "retention": _retention(group),
             }
         )
     return rows
+
+
+def _retention(group: Sequence[Run]) -> float | None:
+    """None where a teacher's value is 0, and of the teacher itself."""
+    if not all(run.get("teacher") for run in group):
+        return None
+    return statistics.fmean(run["value"] / run["teacher"] for run in group)
 
 
 def _key(run: Run) -> tuple[Any, ...]:
@@ -125,6 +131,7 @@ def run_cells(cells: Sequence[Run], seconds: float, data: Path, work: Path, outp
             system = cell["system"]
             asked = Cell(task, system, SYSTEMS[system], cell["size"], cell["seed"], seconds)
             figures = measure(asked, data, work, output.with_name(COSTS))
+            figures["teacher"] = measure_teacher(task, data, work)["value"]
         add_run(output, {**key, **figures})
         print(f"{name}: {figures['metric']} {figures['value']:.4f}", flush=True)
 

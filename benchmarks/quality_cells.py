@@ -118,15 +118,28 @@ class Cell:
 
 
 def measure_teacher(task: Task, data: Path, work: Path) -> dict[str, Any]:
-    """Fine-tune the task's teacher, or go on with it; its figures. It lies in work/teachers and is made once."""
-    write_splits(task, data, work / "rows" / task.name)
+    """Fine-tune the task's teacher, or go on with it; its figures. It lies in work/teachers, both are made once."""
+    kept = work / "teachers" / task.name / "figures.json"
+    if kept.is_file():
+        found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        return found
+    make_teacher(task, data, work)
     with _opened(teacher_config(task, work)) as run:
-        trained = run_stages(run, prepare(run, only=["teacher"]))
-        teacher = run.load_task_teacher()
-        return {
-            **_figures(run, teacher, run.teacher_encoded),
-            "training_seconds": trained["seconds"]["teacher"],
+        result = json.loads((run.folder / "teacher" / "result.json").read_text(encoding="utf-8"))
+        found = {
+            **_figures(run, run.load_task_teacher(), run.teacher_encoded),
+            "training_seconds": result["seconds"],
         }
+    write_json(kept, found)
+    return found
+
+
+def make_teacher(task: Task, data: Path, work: Path) -> None:
+    """Fine-tune the task's teacher, unless it was."""
+    write_splits(task, data, work / "rows" / task.name)
+    if not (work / "teachers" / task.name / "teacher" / "result.json").is_file():
+        with _opened(teacher_config(task, work)) as run:
+            run_stages(run, prepare(run, only=["teacher"]))
 
 
 def measure(cell: Cell, data: Path, work: Path, costs: Path, *, reported: str = "test") -> dict[str, Any]:
@@ -137,9 +150,7 @@ def measure(cell: Cell, data: Path, work: Path, costs: Path, *, reported: str = 
         costs: JSON of seconds of a step by task, system, size and phase. What it holds is taken, what it lacks is
             measured once and written there: a cell has the same number of steps whenever and wherever it is run.
     """
-    write_splits(cell.task, data, work / "rows" / cell.task.name)
-    if not (work / "teachers" / cell.task.name / "teacher" / "result.json").is_file():
-        measure_teacher(cell.task, data, work)
+    make_teacher(cell.task, data, work)
     if cell.recipe is not None and cell.recipe.general_steps:
         first = str(general_student(cell.recipe.general_steps, cell.size, data, work))
         student = {**cell.recipe.student, "initialization": first}

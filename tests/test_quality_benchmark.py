@@ -90,7 +90,7 @@ def test_the_peer_is_trained_on_the_same_rows_for_the_same_time(
     assert min(run["steps"].values()) > 0
 
 
-def run(task: str, system: str, size: str, seed: int, value: float) -> dict[str, object]:
+def run(task: str, system: str, size: str, seed: int, value: float, teacher: float = 0.9) -> dict[str, object]:
     budget = None if system == "teacher" else 60.0
     return {
         "task": task,
@@ -99,6 +99,7 @@ def run(task: str, system: str, size: str, seed: int, value: float) -> dict[str,
         "seed": seed,
         "budget_seconds": budget,
         "value": value,
+        **({} if system == "teacher" else {"teacher": teacher}),
         "metric": "accuracy",
         "training_seconds": 55.0,
         "parameters": 1_000_000,
@@ -119,6 +120,15 @@ def test_rows_are_means_over_seeds_and_runs_of_others_stay(tmp_path: Path) -> No
     # sqrt((0.03^2 + 0.01^2 + 0.02^2) / 2)
     assert row["deviation"] == pytest.approx(0.0264575, rel=1e-4)
     assert row["retention"] == pytest.approx(0.83 / 0.9)
+
+
+def test_retention_is_of_the_teacher_that_taught(tmp_path: Path) -> None:
+    """Runs of two machines have two teachers."""
+    file = tmp_path / "quality.json"
+    for seed, value, teacher in ((0, 0.72, 0.9), (1, 0.9, 1.0)):
+        quality.add_run(file, run("trec", "default", "tiny", seed, value, teacher))
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["retention"] == pytest.approx((0.8 + 0.9) / 2)
 
 
 def test_the_report_replaces_its_section_alone_and_names_what_was_not_run(
