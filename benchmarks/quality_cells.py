@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -31,12 +32,14 @@ from pipelines.pipeline import prepare, run_stages
 from pipelines.run import Run, close_run, open_run
 
 BATCH_SIZE = 32
-VALIDATIONS = 8
-"""Of a phase; its best weights are kept."""
+VALIDATIONS = {"intermediate": 1, "logits": 4}
+"""Of a phase; its best weights are kept. On layers a validation runs the teacher too, and the last weights are hardly
+ever beaten."""
 INTERMEDIATE_SHARE = 0.6
 """Of the budget, where a system has no opinion."""
-PROBE_STEPS = (4, 16)
-"""A step's cost is what the second number of steps takes more than the first, over the difference."""
+PROBE_STEPS, READ_EVERY = 32, 4
+"""A step's cost is the median over readings, in each of which so many steps are timed together."""
+FIRST_WEIGHTS = "first weights"
 TEXTBREWER_ROUNDS = 8
 TEXTBREWER_SHARES = {"intermediate": INTERMEDIATE_SHARE, "logits": 1 - INTERMEDIATE_SHARE}
 TEXTBREWER_RATE, TEXTBREWER_TEMPERATURE = 1e-4, 8.0
@@ -170,6 +173,7 @@ def measure(cell: Cell, data: Path, work: Path, costs: Path, *, reported: str = 
         figures = {
             **_figures(run, student, run.encoded, reported),
             "steps": steps,
+            "first_weights_seconds": result["first_weights_seconds"],
             "training_seconds": sum(phase["seconds"] for phase in result["phases"].values()),
             "wall_seconds": seconds[0],
             "cpu_seconds": seconds[1],
@@ -237,9 +241,7 @@ def _figures(run: Run, model: PreTrainedModel, rows: Encoded, reported: str = "t
     }
 
 
-def _config(
-    cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], *, validations: int = VALIDATIONS
-) -> Config:
+def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int]) -> Config:
     system, size = cell.recipe, SIZES[cell.size]
     phases: dict[str, Any] = dict.fromkeys(("intermediate", "logits"))
     losses: Mapping[str, Any] = {}
@@ -251,7 +253,7 @@ def _config(
                 "measure_gradients_every_steps": 10 * count,
                 **system.phases[name],
                 "max_steps": count,
-                "evaluate_every_steps": max(1, count // validations),
+                "evaluate_every_steps": max(1, count // VALIDATIONS[name]),
                 "save_every_steps": max(200, count),
             }
     else:
@@ -279,47 +281,57 @@ def _config(
 
 
 def _steps(cell: Cell, work: Path, costs: Path, scratch: Path) -> dict[str, int]:
-    """Steps of each phase that its share of the budget pays."""
-    steps = {}
-    for phase, share in (cell.recipe.shares if cell.recipe else TEXTBREWER_SHARES).items():
-        key = f"{cell.task.name}/{cell.costs_like or cell.system}/{cell.size}/{phase}"
-        known = _read_costs(costs)
-        if key not in known:
-            cost = _step_seconds(cell, phase, work, scratch)
-            with locked(costs):
-                known = {**_read_costs(costs), key: cost}
-                write_json(costs, known)
-        steps[phase] = max(VALIDATIONS, round(cell.seconds * share / known[key]))
-    return steps
+    """Steps of each phase that its share of the budget pays, less what the first weights take."""
+    shares = cell.recipe.shares if cell.recipe else TEXTBREWER_SHARES
+    kind = f"{cell.task.name}/{cell.costs_like or cell.system}/{cell.size}"
+    known = _read_costs(costs).get(kind, {})
+    if not shares.keys() <= known.keys():
+        known = _costs(cell, work, scratch)
+        with locked(costs):
+            write_json(costs, {**_read_costs(costs), kind: known})
+    seconds = cell.seconds - known[FIRST_WEIGHTS]
+    return {phase: max(TEXTBREWER_ROUNDS, round(seconds * share / known[phase])) for phase, share in shares.items()}
 
 
-def _read_costs(file: Path) -> dict[str, float]:
+def _read_costs(file: Path) -> dict[str, dict[str, float]]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def _step_seconds(cell: Cell, phase: str, work: Path, scratch: Path) -> float:
-    """Processor time of one training step."""
-    seconds = []
-    for count in PROBE_STEPS:
-        if cell.recipe is None:
-            with _opened(_config(cell, work, scratch / f"{phase}-{count}", {})) as run:
-                prepare(run, only=["task"])
-                brewer, batches = _brewer(cell, run, phase, _first_student(cell, run)), _plain(run)
-                own = [next(batches) for _ in range(count)]
-                began = time.process_time()
-                brewer.train(own)
-                seconds.append(time.process_time() - began)
-            continue
-        # A step costs as much with augmented rows, which take long to make.
-        sections = {name: value for name, value in cell.recipe.sections.items() if name != "augment"}
-        probed = replace(cell, recipe=replace(cell.recipe, sections=sections))
-        config = _config(probed, work, scratch / f"{phase}-{count}", {phase: count}, validations=1)
-        with _opened(config) as run:
-            due = prepare(run, only=["task"])
-            began = time.process_time()
-            run_stages(run, due)
-            seconds.append(time.process_time() - began)
-    return max(1e-3, (seconds[1] - seconds[0]) / (PROBE_STEPS[1] - PROBE_STEPS[0]))
+def _costs(cell: Cell, work: Path, scratch: Path) -> dict[str, float]:
+    """Seconds of a step by phase, and of making the first weights."""
+    if cell.recipe is None:
+        return {FIRST_WEIGHTS: 0.0, **{phase: _peer_step(cell, phase, work, scratch) for phase in TEXTBREWER_SHARES}}
+    # A step costs as much with augmented rows, which take long to make.
+    sections = {name: value for name, value in cell.recipe.sections.items() if name != "augment"}
+    phases = {name: {**options, "log_every_steps": READ_EVERY} for name, options in cell.recipe.phases.items()}
+    probed = replace(cell, recipe=replace(cell.recipe, sections=sections, phases=phases))
+    folder = scratch / "probe"
+    with _opened(_config(probed, work, folder, dict.fromkeys(cell.recipe.shares, PROBE_STEPS))) as run:
+        run_stages(run, prepare(run, only=["task"]))
+    result = json.loads((folder / "task" / "result.json").read_text(encoding="utf-8"))
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    costs = {FIRST_WEIGHTS: result["first_weights_seconds"]}
+    for phase in cell.recipe.shares:
+        speeds = [
+            row["train/tokens_per_second"]
+            for row in logged
+            if row["stage"] == f"task.{phase}" and "train/tokens_per_second" in row
+        ]
+        costs[phase] = result["phases"][phase]["tokens"] / PROBE_STEPS / statistics.median(speeds)
+    return costs
+
+
+def _peer_step(cell: Cell, phase: str, work: Path, scratch: Path) -> float:
+    with _opened(_config(cell, work, scratch / phase, {})) as run:
+        prepare(run, only=["task"])
+        brewer, batches = _brewer(cell, run, phase, _first_student(cell, run)), _plain(run)
+        seconds = []
+        for _ in range(PROBE_STEPS // READ_EVERY):
+            own = [next(batches) for _ in range(READ_EVERY)]
+            began = time.monotonic()
+            brewer.train(own)
+            seconds.append((time.monotonic() - began) / READ_EVERY)
+    return statistics.median(seconds)
 
 
 def _textbrewer(cell: Cell, work: Path, scratch: Path, steps: Mapping[str, int]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ class TaskStage(Stage):
             run.say(f"task: the student's vocabulary: {vocabulary.sentence(figures['vocabulary'])}")
         train = run.paired_encoded.encode(training_rows(run), "training rows")
         teacher = run.load_task_teacher()
+        began = time.monotonic()
         student = self._first_student(run, teacher, train)
+        figures["first_weights_seconds"] = time.monotonic() - began
         frozen = run.frozen_for_training(teacher)
         results: dict[str, FitResult] = {}
         if options.intermediate is not None:
