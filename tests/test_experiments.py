@@ -15,6 +15,7 @@ from benchmarks import experiments, quality_cells
 from benchmarks.experiment_questions import QUESTIONS, TASK_NAMES
 from benchmarks.quality_cells import SYSTEMS, Cell, System
 from benchmarks.quality_tasks import TASKS
+from distill import monitoring
 from distill.config import Config, to_plain
 from pipelines.encoded import Encoded
 from tests.quality_data import small_data
@@ -88,16 +89,6 @@ def test_names_of_ways_are_one_way_each() -> None:
     assert set(TASK_NAMES) <= set(TASKS)
 
 
-def test_the_probe_of_a_step_validates_once(default: System) -> None:
-    """Else what validation costs would be taken for the step's."""
-    cell = Cell(TASKS["trec"], "default", default, "3L-312", 0, 60.0)
-    for count in quality_cells.PROBE_STEPS:
-        probe = quality_cells._config(cell, Path("work"), Path("run"), {"logits": count}, validations=1)
-        assert probe.task is not None
-        assert probe.task.logits is not None
-        assert probe.task.logits.evaluate_every_steps == count
-
-
 def test_ways_are_measured_once_on_validation_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,23 +117,44 @@ def test_what_a_step_costs_is_measured_once_and_gives_the_steps(
 ) -> None:
     data, output = small_data(tmp_path, monkeypatch), tmp_path / "experiments.json"
     given = ["--data", str(data), "--work", str(tmp_path / "work"), "--output", str(output), "--seconds", "0.2"]
-    asked: list[tuple[str, str]] = []
+    asked: list[str] = []
 
-    def cost(cell: Cell, phase: str, *_: Path) -> float:
-        asked.append((cell.system, phase))
-        return 0.01
+    def costs(cell: Cell, *_: Path) -> dict[str, float]:
+        asked.append(cell.system)
+        return {"first weights": 0.1, "intermediate": 0.005, "logits": 0.005}
 
-    monkeypatch.setattr(quality_cells, "_step_seconds", cost)
-    known = {"trec/default/3L-312/intermediate": 0.004}
+    monkeypatch.setattr(quality_cells, "_costs", costs)
+    known = {"trec/default/3L-312": {"first weights": 0.0, "intermediate": 0.004, "logits": 0.01}}
     (tmp_path / "step_seconds.json").write_text(json.dumps(known))
     assert experiments.main([*given, "--only", "rates,batch,trec,0"]) == 0, capsys.readouterr().err
     # A rate makes no step dearer; another batch does.
-    assert asked == [("default", "logits"), ("batch-16", "intermediate"), ("batch-16", "logits")]
+    assert asked == ["batch-16"]
     steps = {run["way"]: run["steps"] for run in json.loads(output.read_text())["runs"]}
     assert steps["default"] == steps["logits-4e-4"] == {"intermediate": 30, "logits": 8}
+    # By hand: 0.1 of 0.2 seconds are left, 0.06 and 0.04 of them at 0.005 a step; no phase has fewer than 8.
     assert steps["batch-16"] == {"intermediate": 12, "logits": 8}
     kept = json.loads((tmp_path / "step_seconds.json").read_text())
     assert kept.items() > known.items()
+
+
+def test_the_cost_of_a_step_is_what_the_meter_says(
+    default: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A meter that is told to be slow: eight tokens a second, whatever the machine does."""
+    data = small_data(tmp_path, monkeypatch)
+    quality_cells.make_teacher(TASKS["trec"], data, tmp_path / "work")
+    read = monitoring.Meter.read
+
+    def slow(self: monitoring.Meter, rate: float, tokens: int) -> dict[str, float]:
+        return {**read(self, rate, tokens), "tokens_per_second": 8.0}
+
+    monkeypatch.setattr(monitoring.Meter, "read", slow)
+    cell = Cell(TASKS["trec"], "default", default, "3L-312", 0, 60.0)
+    costs = quality_cells._costs(cell, tmp_path / "work", tmp_path / "scratch")
+    result = json.loads((tmp_path / "scratch" / "probe" / "task" / "result.json").read_text())
+    for phase in ("intermediate", "logits"):
+        assert costs[phase] == pytest.approx(result["phases"][phase]["tokens"] / 32 / 8)
+    assert costs["first weights"] == result["first_weights_seconds"] > 0
 
 
 def test_general_distillation_is_done_once_for_all_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
