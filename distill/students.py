@@ -182,6 +182,8 @@ def _build_projections(options: StudentOptions, layers: int, teacher_width: int)
 def load_body(student: Student, source: str | Path) -> None:
     """Take the encoder's weights from a checkpoint of the same shape; the task head stays as it is.
 
+    A student of a cut vocabulary takes its rows of a checkpoint that has an embedding for each of the teacher's pieces.
+
     Raises:
         UserError: the shapes differ, or weights of the encoder are missing.
     """
@@ -200,8 +202,13 @@ def load_body(student: Student, source: str | Path) -> None:
                 f"student.initialization: {source} has {name}={given}, the student {wanted}. Make student.layers, "
                 "width, heads and intermediate_size those of the checkpoint."
             )
+    weights = body.state_dict()
+    if student.to_student is not None and body.config.vocab_size == len(student.to_student) != own.config.vocab_size:
+        embeddings = body.get_input_embeddings().weight
+        name = next(name for name, parameter in body.named_parameters() if parameter is embeddings)
+        weights[name] = student.own_rows(weights[name])
     try:
-        result: Any = own.load_state_dict(body.state_dict(), strict=False)
+        result: Any = own.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise UserError(
             f"student.initialization: {source} has other embeddings than the student: {str(error).splitlines()[-1]} "

@@ -86,6 +86,7 @@ def prepare(run: Run, only: Collection[str] = (), redo: Collection[str] = ()) ->
         config.student,
         run.checkpoint.config.hidden_size,
         run.config.seed,
+        run.cut,
     )
     check_initialization(config.student, run.checkpoint.config, student.model.config)
     if config.student.initialization not in BUILT_IN:

@@ -3,14 +3,17 @@ Which pieces then stay, and the tokenizer, are left to distill/vocabulary.py."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from distill.corpus import load_corpus, pack
 from distill.initialization import BUILT_IN
 from distill.settings import UserError
+from distill.teachers import VOCABULARIES, resolve, vocabulary_hash
 from distill.vocabulary import CutVocabulary, check_wordpiece, cut_vocabulary
 
 if TYPE_CHECKING:
@@ -48,10 +51,12 @@ def _check(run: Run) -> None:
             "student.vocabulary: it cuts the teacher's vocabulary, and student.tokenizer names another. Set one of "
             "the two."
         )
-    if student.initialization not in BUILT_IN:
+    source = student.initialization
+    other = None if source in BUILT_IN else own_tokenizer(source)
+    if other is not None and vocabulary_hash(other) != vocabulary_hash(run.checkpoint.tokenizer):
         raise UserError(
-            f"student.initialization: the embeddings of {student.initialization} are of its own pieces, and "
-            f"student.vocabulary chooses them anew. Set student.initialization to one of {', '.join(BUILT_IN)}."
+            f"student.initialization: {source} has other pieces than the teacher, out of whose student.vocabulary "
+            f"takes the student's. Give a checkpoint with the teacher's tokenizer, or one of {', '.join(BUILT_IN)}."
         )
     if general is not None and general.streaming:
         raise UserError(
@@ -59,6 +64,18 @@ def _check(run: Run) -> None:
             "allow. Set general.streaming=false, or student.vocabulary=null."
         )
     check_wordpiece(run.checkpoint.tokenizer)
+
+
+def own_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
+    """Of a checkpoint's folder or hub name, where it has one."""
+    folder = Path(resolve(source))
+    # transformers makes an empty tokenizer of a folder that has none.
+    if folder.is_dir() and not any((folder / name).is_file() for name in VOCABULARIES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(resolve(source))
+    except (OSError, ValueError, TypeError):  # a hub checkpoint without one
+        return None
 
 
 def _counts(rows: Dataset, embeddings: int) -> np.ndarray:

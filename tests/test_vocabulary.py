@@ -24,11 +24,12 @@ from distill.activations import Needs, capture
 from distill.initialization import copy_layers, cut_student
 from distill.layer_map import LayerMapOptions, build_layer_map
 from distill.settings import UserError
-from distill.students import Student, StudentOptions, build_student, student_config
+from distill.students import Student, StudentOptions, build_student, load_body, student_config
 from distill.tasks import TASKS
 from distill.teachers import resolve
 from distill.vocabulary import CutVocabulary, VocabularyOptions, cut_vocabulary
 from tests.builders import FEW_STEPS, TINY, finished_run, run_cli, run_tinybert, succeed
+from tests.doctor_cases import other_tokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -192,6 +193,32 @@ def test_the_student_starts_with_the_teachers_rows(width: int, teacher, make_bat
     )
 
 
+def test_a_checkpoint_with_all_pieces_gives_its_rows(teacher, batch, part: CutVocabulary, tmp_path: Path) -> None:
+    whole, own = build(teacher, None), build(teacher, part)
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.normal_(std=0.3)
+    whole.model.save_pretrained(tmp_path)
+    load_body(own, tmp_path)
+    expected = whole.model.base_model.state_dict()
+    for name, weights in own.model.base_model.state_dict().items():
+        rows = expected[name][part.kept] if "word_embeddings" in name else expected[name]
+        torch.testing.assert_close(weights, rows, msg=name)
+    batch["input_ids"] = part.kept[batch["input_ids"] % len(part.kept)] * batch["attention_mask"]
+    needs = Needs(hidden=frozenset({2}))
+    with torch.no_grad():
+        own.projections.load_state_dict(whole.projections.state_dict())
+        torch.testing.assert_close(own(batch, needs).hidden[2], whole(batch, needs).hidden[2])
+
+
+def test_a_checkpoint_with_some_other_number_of_pieces_is_refused(teacher, part: CutVocabulary, tmp_path: Path) -> None:
+    student = build(teacher, None).model
+    student.resize_token_embeddings(59)
+    student.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has other embeddings than the student"):
+        load_body(build(teacher, part), tmp_path)
+
+
 def test_a_piece_that_was_cut_is_the_unknown_one_to_the_student(teacher, batch, part: CutVocabulary) -> None:
     student = build(teacher, part)
     gone = next(number for number in range(60) if number not in set(part.kept.tolist()))
@@ -246,12 +273,26 @@ def test_a_run_goes_through_counts_what_is_unknown_and_loads_anywhere(tokens: bo
     assert json.loads((run / "summary.json").read_text())["student"]["metrics"] == summary["student"]["metrics"]
 
 
+def test_general_distillation_of_all_pieces_serves_a_cut_vocabulary(tmp_path: Path) -> None:
+    general, run = tmp_path / "general", tmp_path / "run"
+    succeed(TINY, *FEW_STEPS, "task=null", "augment=null", "--output", general)
+    first = f"student.initialization={general / 'general' / 'student'}"
+    succeed(TINY, *FEW_STEPS, CUT, first, "general=null", "augment=null", "--output", run)
+    assert json.loads((run / "student" / "config.json").read_text())["vocab_size"] == 88
+
+    other_tokenizer().save_pretrained(general / "general" / "student")
+    outcome = run_cli(TINY, *FEW_STEPS, CUT, first, "general=null", "--output", tmp_path / "refused")
+    assert outcome.status == 2
+    assert "has other pieces than the teacher" in " ".join(outcome.err.split())
+    assert not (tmp_path / "refused").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
         (("student.vocabulary={size: 10}",), "student.vocabulary.size: 10 is too few"),
         ((CUT, "student.tokenizer=elsewhere"), "student.tokenizer names another"),
-        ((CUT, "student.initialization=elsewhere"), "student.initialization: the embeddings of elsewhere"),
+        ((CUT, "student.initialization=elsewhere"), "student.initialization: elsewhere cannot be read"),
         ((CUT, "general.streaming=true", "general.training.max_steps=2"), "set general.streaming=false"),
         (("student.vocabulary={coverage: 2}",), "student.vocabulary.coverage"),
     ],

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import accelerate
 import psutil
 import torch
 import transformers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from distill.initialization import BUILT_IN
-from distill.teachers import VOCABULARIES, resolve, vocabulary_hash
+from distill.teachers import vocabulary_hash
 from pipelines import vocabulary
 from pipelines.doctor.finding import Finding, Level
 from pipelines.doctor.preflight import Preflight
@@ -102,11 +99,16 @@ def check_tokenizer(preflight: Preflight) -> list[Finding]:
             )
         )
     source = run.config.student.initialization
-    other = None if source in BUILT_IN else _own_tokenizer(source)
+    other = None if source in BUILT_IN else vocabulary.own_tokenizer(source)
     if other is None:
         return findings
     if vocabulary_hash(other) == own:
         return [*findings, Finding(Level.OK, "tokenizer", f"{source} has the same vocabulary")]
+    if run.cut is not None:  # others than the teacher's are refused before
+        return [
+            *findings,
+            Finding(Level.OK, "tokenizer", f"{source} has the vocabulary that the student's is cut from"),
+        ]
     mine, others = run.tokenizer.get_vocab(), other.get_vocab()
     differing = sorted(piece for piece in mine if others.get(piece) != mine[piece])
     example = (
@@ -127,14 +129,3 @@ def check_tokenizer(preflight: Preflight) -> list[Finding]:
             "set student.initialization to teacher or random.",
         ),
     ]
-
-
-def _own_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
-    folder = Path(resolve(source))
-    # transformers makes an empty tokenizer of a folder that has none.
-    if folder.is_dir() and not any((folder / name).is_file() for name in VOCABULARIES):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(resolve(source))
-    except (OSError, ValueError, TypeError):  # a hub checkpoint without one
-        return None
