@@ -186,7 +186,8 @@ def measure(cell: Cell, data: Path, work: Path, costs: Path, *, reported: str = 
 
 def general_student(steps: int, size: str, data: Path, work: Path) -> Path:
     """A student after general distillation on the books for so many steps of 2,048 word pieces, cut out of the packaged
-    teacher and taught by it: a folder that student.initialization takes. It lies in work/general and is made once.
+    teacher and taught by it: a folder that student.initialization takes. It has all the teacher's pieces, out of which
+    a task's vocabulary is cut later. It lies in work/general and is made once.
 
     Raises:
         UserError: there are no books under `data`.
@@ -202,7 +203,7 @@ def general_student(steps: int, size: str, data: Path, work: Path) -> Path:
         {
             "output": str(folder),
             "teacher": {"model": TEACHER},
-            "student": SIZES[size].student(),
+            "student": {**SIZES[size].student(), "vocabulary": None},
             "general": {
                 "corpus": {"path": "text", "data_files": [str(file) for file in files]},
                 "max_length": 64,
