@@ -10,7 +10,8 @@ when it is finished and skipped when the command is given again. --only takes qu
 that is named, nothing else is run; `default` always is. --report writes docs/experiments.md from the JSON alone.
 
 No test row is read. What is reported is the figure by which the weights were chosen, the best of some, and a little
-high for every way alike; ways are compared in pairs, by task and seed.
+high for every way alike; ways are compared in pairs, by task and seed. What a step costs is kept beside the figures, in
+experiments_step_seconds.json: ways that cost the same take as many steps, whenever they are run.
 
 Keys of the JSON: runs, each with task, way, seed, budget_seconds, value, metric, steps, training_seconds, cpu_seconds.
 """
@@ -35,7 +36,7 @@ from transformers.utils import logging
 from benchmarks.experiment_questions import DEFAULT, QUESTIONS, TASK_NAMES
 from benchmarks.quality_cells import SYSTEMS, Cell, measure
 from benchmarks.quality_tasks import TASKS
-from benchmarks.run_file import COSTS, Run, chosen, locked, read_runs
+from benchmarks.run_file import Run, chosen, costs_of, locked, read_runs
 from distill.checkpoint import write_json, write_text
 from distill.settings import UserError
 
@@ -155,8 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for way, task, seed in grid(questions, tasks, list(map(int, seeds))):
             if (way, task, seed, options.seconds) in map(_key, read_runs(options.output)):
                 continue
-            costs = options.output.with_name(COSTS)
-            found = run(way, task, seed, options.seconds, options.data, options.work, costs)
+            found = run(way, task, seed, options.seconds, options.data, options.work, costs_of(options.output))
             with locked(options.output):
                 write_json(options.output, {"runs": [*read_runs(options.output), found]})
             print(f"{way} {task} seed {seed}: {found['metric']} {found['value']:.4f}", flush=True)

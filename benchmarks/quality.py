@@ -10,9 +10,10 @@ a stopped one goes on from its checkpoint. --only takes names of tasks, systems 
 is named, nothing else is run. --report writes the section of docs/results.md and its plot from the JSON alone.
 
 A student's training steps take --seconds of processor time on one thread, which is what the clock shows where nothing
-else runs; how many that is follows from the step's cost, probed once and kept in step_seconds.json beside the figures:
-another machine trains as many steps. Validation, test and loading come on top. Weights are chosen on validation rows,
-which are in neither training nor test. No system has general distillation or augmentation.
+else runs; how many that is follows from the step's cost, probed once and kept beside the figures in
+quality_step_seconds.json: another machine trains as many steps. What making the first weights takes is paid out of the
+budget; validation, test and loading come on top. Weights are chosen on validation rows, which are in neither training
+nor test. No system has general distillation or augmentation.
 
 Keys of the JSON: runs, each with task, system, size, seed, budget_seconds, value (of the task's metric on the reported
 rows), teacher (its teacher's value), validation, metrics, parameters, steps, training_seconds and cpu_seconds; rows,
@@ -38,7 +39,7 @@ from transformers.utils import logging
 from benchmarks.quality_cells import SYSTEMS, Cell, measure, measure_teacher
 from benchmarks.quality_report import write_report
 from benchmarks.quality_tasks import SIZES, TASKS
-from benchmarks.run_file import COSTS, Run, chosen, locked, read_runs
+from benchmarks.run_file import Run, chosen, costs_of, locked, read_runs
 from distill.checkpoint import write_json
 from distill.settings import UserError
 
@@ -130,7 +131,7 @@ def run_cells(cells: Sequence[Run], seconds: float, data: Path, work: Path, outp
         else:
             system = cell["system"]
             asked = Cell(task, system, SYSTEMS[system], cell["size"], cell["seed"], seconds)
-            figures = measure(asked, data, work, output.with_name(COSTS))
+            figures = measure(asked, data, work, costs_of(output))
             figures["teacher"] = measure_teacher(task, data, work)["value"]
         add_run(output, {**key, **figures})
         print(f"{name}: {figures['metric']} {figures['value']:.4f}", flush=True)

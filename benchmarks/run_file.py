@@ -12,10 +12,12 @@ from typing import Any
 
 from distill.settings import UserError
 
-COSTS = "step_seconds.json"
-"""Beside the runs: what a training step of each kind took where it was first measured."""
-
 Run = dict[str, Any]
+
+
+def costs_of(file: Path) -> Path:
+    """Beside the runs: what a training step of each kind took where it was first measured."""
+    return file.with_name(f"{file.stem}_step_seconds.json")
 
 
 def read_runs(file: Path) -> list[Run]:

@@ -125,7 +125,7 @@ def test_what_a_step_costs_is_measured_once_and_gives_the_steps(
 
     monkeypatch.setattr(quality_cells, "_costs", costs)
     known = {"trec/default/3L-312": {"first weights": 0.0, "intermediate": 0.004, "logits": 0.01}}
-    (tmp_path / "step_seconds.json").write_text(json.dumps(known))
+    (tmp_path / "experiments_step_seconds.json").write_text(json.dumps(known))
     assert experiments.main([*given, "--only", "rates,batch,trec,0"]) == 0, capsys.readouterr().err
     # A rate makes no step dearer; another batch does.
     assert asked == ["batch-16"]
@@ -133,7 +133,7 @@ def test_what_a_step_costs_is_measured_once_and_gives_the_steps(
     assert steps["default"] == steps["logits-4e-4"] == {"intermediate": 30, "logits": 8}
     # By hand: 0.1 of 0.2 seconds are left, 0.06 and 0.04 of them at 0.005 a step; no phase has fewer than 8.
     assert steps["batch-16"] == {"intermediate": 12, "logits": 8}
-    kept = json.loads((tmp_path / "step_seconds.json").read_text())
+    kept = json.loads((tmp_path / "experiments_step_seconds.json").read_text())
     assert kept.items() > known.items()
 
 
