@@ -51,7 +51,7 @@ The student has the demo's shape (3L-312). Each run trains for as much processor
 table. A figure is the best on validation rows, the mean over as many seeds as stand behind it; no test row was read.
 `change` is the mean over pairs (task, seed) of 100 (way / default - 1), with its standard error over the pairs.
 """
-SIZE, SECONDS, SEEDS = "3L-312", 60.0, (0, 1)
+SIZE, SECONDS, SEEDS = "3L-312", 300.0, (0, 1)
 
 
 def grid(questions: Sequence[str], tasks: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, str, int]]:
@@ -91,12 +91,11 @@ def report(runs: Sequence[Run]) -> str:
         tasks = [name for name in TASK_NAMES if any(run["task"] == name for run in own)]
         lines += [_table_head(own, tasks), "|---|" + "---|" * (len(tasks) + 3), _row("", DEFAULT, own, tasks, "")]
         for question in QUESTIONS.values():
-            lines += [
-                _row(question.asks, way, own, tasks, question.decision)
-                for way in question.ways
-                if any(run["way"] == way for run in own)
-            ]
-        lines.append("")
+            known = [way for way in question.ways if any(run["way"] == way for run in own)]
+            texts = [(question.asks, question.decision), *[("", "")] * len(known)]
+            lines += [_row(asks, way, own, tasks, told) for way, (asks, told) in zip(known, texts, strict=False)]
+        machines = sorted({f"{run['cpu']}, {run['precision']}" for run in own})
+        lines += ["", f"Measured on: {'; '.join(machines)}.", ""]
     missing = [way for question in QUESTIONS.values() for way in question.ways if way not in {r["way"] for r in runs}]
     if missing:
         lines += [f"Not run: {', '.join(missing)}.", ""]

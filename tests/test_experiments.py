@@ -172,7 +172,10 @@ def test_general_distillation_is_done_once_for_all_tasks(tmp_path: Path, monkeyp
 
 
 def run(way: str, task: str, seed: int, value: float) -> dict[str, Any]:
-    return {"way": way, "task": task, "seed": seed, "budget_seconds": 60.0, "value": value, "metric": "accuracy"}
+    return {"way": way, "task": task, "seed": seed, "budget_seconds": 60.0, "value": value, "metric": "accuracy"} | {
+        "cpu": "Some CPU",
+        "precision": "fp32",
+    }
 
 
 def test_a_change_is_the_mean_over_pairs_with_its_standard_error() -> None:
@@ -200,6 +203,7 @@ def test_the_report_has_each_way_that_was_run_and_names_the_others(
     assert "| `last` | 0.8800 (1) | +10.00 (1 pair) | open |" in text
     assert "Not run: random, " in text
     assert "stsb" not in text
+    assert "Measured on: Some CPU, fp32." in text
 
 
 @pytest.mark.parametrize(
