@@ -114,11 +114,12 @@ def test_attention_gradient_is_that_of_the_plain_score_maps() -> None:
 
 
 def test_attention_gradient_stays_right_where_student_and_teacher_nearly_agree() -> None:
-    """Differences of 1e-3 lose three of float32's seven digits, as they would in a difference of maps."""
+    """Differences of 1e-3 lose three of float32's digits, as they would in a difference of maps, and not six. How many
+    are there to lose hangs on the processor's order of sums: 1e-6 were seen where nothing cancels."""
     teacher = make_activations(WIDE, TEACHER_HEAD, 2).attention[1]
     noise = torch.randn(teacher.query.shape, generator=torch.Generator().manual_seed(3))
     student = AttentionInputs(teacher.query + 1e-3 * noise, teacher.key, teacher.value, teacher.scaling)
-    assert attention_gradient_error(student, teacher) < 1e-3
+    assert attention_gradient_error(student, teacher) < 5e-3
 
 
 def mean_map(inputs: AttentionInputs, b: int, n: int, compare: str) -> np.ndarray:
