@@ -47,8 +47,10 @@ PREFACE = """# Experiments
 What each choice of the default recipe is worth. Written by `python -m benchmarks.experiments --report` from
 `benchmarks/results/experiments.json`; `benchmarks/experiment_questions.py` has each way's settings.
 
-The student has the demo's shape (3L-312). Each run trains for as much processor time on one thread as is said over the
-table. A figure is the best on validation rows, the mean over as many seeds as stand behind it; no test row was read.
+The student has the demo's shape (3L-312). Each run trains for as much time on one thread as is said over the
+table, its first weights included; how many steps that is follows from what a step costs, measured once (the 120 seconds
+were measured on a busier machine and are fewer steps than they could be, as many for each way of the same cost). A
+figure is the best on validation rows, the mean over as many seeds as stand behind it; no test row was read.
 `change` is the mean over pairs (task, seed) of 100 (way / default - 1), with its standard error over the pairs.
 """
 SIZE, SECONDS, SEEDS = "3L-312", 300.0, (0, 1)

@@ -32,8 +32,8 @@ from pipelines.run import Run, close_run, open_run
 
 BATCH_SIZE = 32
 VALIDATIONS = {"intermediate": 1, "logits": 4}
-"""Of a phase; its best weights are kept. On layers a validation runs the teacher too, and the last weights are hardly
-ever beaten."""
+"""Of a phase; its best weights are kept. On layers a validation runs both models over all the rows, and eight of them
+took longer than the training."""
 INTERMEDIATE_SHARE = 0.6
 """Of the budget, where a system has no opinion."""
 PROBE_STEPS, READ_EVERY = 32, 4

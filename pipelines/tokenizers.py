@@ -30,7 +30,7 @@ def _clashes(run: Run) -> Iterator[str]:
         return
     if config.task.intermediate is not None:
         yield "The intermediate phase compares hidden states: set task.intermediate=null."
-    if config.task.joint:
+    if config.task.joint and config.task.logits is not None:
         yield "A joint phase compares hidden states: set task.joint=false."
     if run.task.logits in (Logits.TOKEN_CLASSES, Logits.SPAN):
         yield f"A {run.task.name} has logits for each piece: leave student.tokenizer out."
