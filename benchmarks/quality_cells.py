@@ -38,7 +38,9 @@ INTERMEDIATE_SHARE = 0.6
 """Of the budget, where a system has no opinion."""
 PROBE_STEPS, READ_EVERY = 32, 4
 """A step's cost is that of the fastest reading, which was disturbed least; in each so many steps are timed together."""
-FIRST_WEIGHTS = "first weights"
+FIRST_WEIGHTS, TEACHER_PASS = "first weights", "teacher once"
+"""What is paid out of the budget before the first step."""
+STATES_GB = 20
 TEXTBREWER_ROUNDS = 8
 TEXTBREWER_SHARES = {"intermediate": INTERMEDIATE_SHARE, "logits": 1 - INTERMEDIATE_SHARE}
 TEXTBREWER_RATE, TEXTBREWER_TEMPERATURE = 1e-4, 8.0
@@ -163,7 +165,7 @@ def measure(cell: Cell, data: Path, work: Path, costs: Path, *, reported: str = 
             return _textbrewer(cell, work, Path(scratch), steps)
     # Beside other cells' folders: a stopped cell goes on from its checkpoint.
     folder = work / "runs" / "-".join(str(value) for value in cell.key.values())
-    with _opened(_config(cell, work, folder, steps)) as run:
+    with _opened(_config(cell, work, folder, steps, work / "answers" / cell.task.name)) as run:
         clock = time.monotonic(), time.process_time()
         run_stages(run, prepare(run, only=["augment", "task"] if run.config.augment else ["task"]))
         seconds = time.monotonic() - clock[0], time.process_time() - clock[1]
@@ -241,7 +243,8 @@ def _figures(run: Run, model: PreTrainedModel, rows: Encoded, reported: str = "t
     }
 
 
-def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int]) -> Config:
+def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], answers: Path) -> Config:
+    """answers: where the teacher's logits and states lie, of a task whose rows come often enough to keep them."""
     system, size = cell.recipe, SIZES[cell.size]
     phases: dict[str, Any] = dict.fromkeys(("intermediate", "logits"))
     losses: Mapping[str, Any] = {}
@@ -274,14 +277,17 @@ def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int]) -> C
                 **phases,
             },
             "evaluate": {"undistilled": False},
-            "runtime": runtime(),
+            "runtime": {
+                **runtime(),
+                **({"logits_cache": str(answers), "states_cache_gb": STATES_GB} if cell.task.keeps_answers else {}),
+            },
             **(system.sections if system else {}),
         }
     )
 
 
 def _steps(cell: Cell, work: Path, costs: Path, scratch: Path) -> dict[str, int]:
-    """Steps of each phase that its share of the budget pays, less what the first weights take."""
+    """Steps of each phase that its share of the budget pays, less what comes before the first one."""
     shares = cell.recipe.shares if cell.recipe else TEXTBREWER_SHARES
     kind = f"{cell.task.name}/{cell.costs_like or cell.system}/{cell.size}"
     known = _read_costs(costs).get(kind, {})
@@ -289,7 +295,7 @@ def _steps(cell: Cell, work: Path, costs: Path, scratch: Path) -> dict[str, int]
         known = _costs(cell, work, scratch)
         with locked(costs):
             write_json(costs, {**_read_costs(costs), kind: known})
-    seconds = cell.seconds - known[FIRST_WEIGHTS]
+    seconds = cell.seconds - known[FIRST_WEIGHTS] - known[TEACHER_PASS]
     return {phase: max(TEXTBREWER_ROUNDS, round(seconds * share / known[phase])) for phase, share in shares.items()}
 
 
@@ -298,19 +304,27 @@ def _read_costs(file: Path) -> dict[str, dict[str, float]]:
 
 
 def _costs(cell: Cell, work: Path, scratch: Path) -> dict[str, float]:
-    """Seconds of a step by phase, and of making the first weights."""
+    """Seconds of a step by phase, of making the first weights and of asking the teacher about the rows once."""
     if cell.recipe is None:
-        return {FIRST_WEIGHTS: 0.0, **{phase: _peer_step(cell, phase, work, scratch) for phase in TEXTBREWER_SHARES}}
+        return {
+            FIRST_WEIGHTS: 0.0,
+            TEACHER_PASS: 0.0,
+            **{phase: _peer_step(cell, phase, work, scratch) for phase in TEXTBREWER_SHARES},
+        }
     # A step costs as much with augmented rows, which take long to make.
     sections = {name: value for name, value in cell.recipe.sections.items() if name != "augment"}
     phases = {name: {**options, "log_every_steps": READ_EVERY} for name, options in cell.recipe.phases.items()}
     probed = replace(cell, recipe=replace(cell.recipe, sections=sections, phases=phases))
     folder = scratch / "probe"
-    with _opened(_config(probed, work, folder, dict.fromkeys(cell.recipe.shares, PROBE_STEPS))) as run:
+    probe_steps = dict.fromkeys(cell.recipe.shares, PROBE_STEPS)
+    with _opened(_config(probed, work, folder, probe_steps, scratch / "answers")) as run:
         run_stages(run, prepare(run, only=["task"]))
     result = json.loads((folder / "task" / "result.json").read_text(encoding="utf-8"))
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    costs = {FIRST_WEIGHTS: result["first_weights_seconds"]}
+    costs = {
+        FIRST_WEIGHTS: result["first_weights_seconds"],
+        TEACHER_PASS: sum(phase["teacher_seconds"] for phase in result["phases"].values()),
+    }
     for phase in cell.recipe.shares:
         speeds = [
             row["train/tokens_per_second"]
@@ -322,7 +336,7 @@ def _costs(cell: Cell, work: Path, scratch: Path) -> dict[str, float]:
 
 
 def _peer_step(cell: Cell, phase: str, work: Path, scratch: Path) -> float:
-    with _opened(_config(cell, work, scratch / phase, {})) as run:
+    with _opened(_config(cell, work, scratch / phase, {}, scratch / "answers")) as run:
         prepare(run, only=["task"])
         brewer, batches = _brewer(cell, run, phase, _first_student(cell, run)), _plain(run)
         seconds = []
@@ -337,7 +351,7 @@ def _peer_step(cell: Cell, phase: str, work: Path, scratch: Path) -> float:
 def _textbrewer(cell: Cell, work: Path, scratch: Path, steps: Mapping[str, int]) -> dict[str, Any]:
     """Its two distillers in turn, on the pipeline's batches; the rate falls from round to round, and the round that is
     best on validation rows is kept."""
-    with _opened(_config(cell, work, scratch / "run", {})) as run:
+    with _opened(_config(cell, work, scratch / "run", {}, scratch / "answers")) as run:
         prepare(run, only=["task"])
         student = _first_student(cell, run)
         clock = time.monotonic(), time.process_time()

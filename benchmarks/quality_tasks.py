@@ -32,7 +32,8 @@ class Task:
 
     columns: of the rows, as `data` names them. reported: the source's split that figures are reported on. held_out:
     training rows that choose checkpoints; 0 where the source's validation split does. teacher: fine-tuning of the
-    teacher, as teacher.training takes it.
+    teacher, as teacher.training takes it. keeps_answers: whether a student sees its rows more than once in the time it
+    is given, so that the teacher is asked about all of them beforehand.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Task:
     metric: str = "accuracy"
     max_length: int = 64
     held_out: int = 0
+    keeps_answers: bool = True
 
     @property
     def embedded(self) -> bool:
@@ -61,13 +63,15 @@ PAIR = {"text": "sentence1", "text_pair": "sentence2", "label": "label"}
 # fmt: off
 TASKS: Mapping[str, Task] = {task.name: task for task in (
     Task("sst2", SENTENCE, "validation", {"epochs": 2, "batch_size": 64, "learning_rate": 1e-4,
-                                          "evaluate_every_steps": 250}, held_out=2000),
+                                          "evaluate_every_steps": 250}, held_out=2000,
+         keeps_answers=False),
     Task("trec", SENTENCE, "test", {"epochs": 4, "learning_rate": 1e-4}, held_out=546, max_length=48),
     Task("mrpc", PAIR, "test", {"epochs": 5, "learning_rate": 1e-4}, max_length=128),
     Task("stsb", PAIR, "test", {"epochs": 4, "learning_rate": 1e-4}, type="regression", metric="pearson",
          max_length=128),
     Task("bbc_news", {}, "test", {"epochs": 3, "learning_rate": 1e-4}),
-    Task("agnews", SENTENCE, "test", {"epochs": 2, "learning_rate": 1e-4}, held_out=1000, max_length=96),
+    Task("agnews", SENTENCE, "test", {"epochs": 2, "learning_rate": 1e-4}, held_out=1000, max_length=96,
+         keeps_answers=False),
     Task("wnut17", {"text": "tokens", "label": "ner_tags"}, "test", {"epochs": 6, "learning_rate": 2e-4},
          type="token_classification", metric="f1"),
 )}

@@ -137,8 +137,8 @@ class RuntimeOptions:
     """Folder in which runs keep and find a teacher's logits and states; null: the run folder. Every process must see
     it."""
     states_cache_gb: NonNegativeFloat = 0
-    """Disk that the teacher's states (hidden states, queries, keys of mapped layers) of the intermediate phase may
-    take, so that it runs once over the rows and not in every epoch; where they take more, or at 0, it runs in every
+    """Disk that the teacher's states (hidden states, queries, keys of mapped layers) may take in a phase that compares
+    layers, so that it runs once over the rows and not in every epoch; where they take more, or at 0, it runs in every
     step. See docs/speed.md for what it gains and how much it takes."""
     process_timeout_seconds: PositiveInt = 1800
     """So long the processes of a run wait for one of them before they end with a message. Longer than what the first

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from distill.activations import Activations, Needs, capture
 from distill.attention import AttentionInputs
 from distill.checkpoint import write_tensors
 from distill.data import Collator
+from distill.teacher_logits import COLUMN as LOGITS
 from distill.teacher_logits import content_hash
 
 COLUMN = "teacher_states"
@@ -97,8 +98,9 @@ class TeacherStates:
         return states
 
     def activations(self, batch: Mapping[str, Tensor]) -> Activations:
-        """What the teacher would show of a batch that holds teacher_states; zeros where it is padded."""
-        return self.layout.unpack(batch[COLUMN])
+        """What the teacher would show of a batch that holds teacher_states, zeros where it is padded; with its logits
+        where the batch holds them too."""
+        return replace(self.layout.unpack(batch[COLUMN]), logits=batch.get(LOGITS))
 
 
 def state_layout(teacher: PreTrainedModel, features: Dataset, collator: Collator, needs: Needs) -> StateLayout:

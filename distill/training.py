@@ -151,8 +151,8 @@ def fit(
 
     Args:
         teacher: frozen, on the device, in eval mode unless its dropout is wanted in the targets; its states where the
-            batches hold them; None where no term of the objective uses one, or the batches hold its logits
-            (teacher_logits) and no term needs more.
+            batches hold them, and its logits (teacher_logits) where a term compares these too; None where no term of
+            the objective uses one, or the batches hold its logits and no term needs more.
         name: the stage's name in the log, for instance task.intermediate.
         validation: without it the last weights are kept.
 

@@ -27,14 +27,14 @@ from distill.settings import UserError
 from distill.students import Student, build_student, load_body
 from distill.teacher_logits import teacher_logits
 from distill.teachers import check_length, vocabulary_hash
-from distill.training import FitResult, TrainingOptions, Validation, distillation_loss, fit, total_steps
+from distill.training import FitResult, TrainingOptions, Validation, distillation_loss, fit
 from pipelines import general, vocabulary
 from pipelines.augment import training_rows
 from pipelines.encoded import Encoded
 from pipelines.estimate import training_work
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
-from pipelines.teacher_states import own_states, states_for
+from pipelines.teacher_states import asked_again, own_states, states_for
 
 _log = logging.getLogger(__name__)
 
@@ -98,13 +98,14 @@ class TaskStage(Stage):
         figures["first_weights_seconds"] = time.monotonic() - began
         frozen = run.frozen_for_training(teacher)
         results: dict[str, FitResult] = {}
+        asked: dict[str, float] = {}
         if options.intermediate is not None:
-            results["intermediate"] = self._intermediate(run, student, frozen, train)
+            results["intermediate"] = self._intermediate(run, student, frozen, train, asked)
             # Read anew in float32: the frozen one may be in bf16.
             adopt_head(student, run.load_task_teacher())
         if options.logits is not None:
             rows = train if options.augmented_logits else run.paired_encoded.features["train"]
-            results["logits"] = self._logits(run, student, frozen, rows)
+            results["logits"] = self._logits(run, student, frozen, rows, asked)
         if run.is_main:
             save_student(student, run, student_folder(run))
         for phase in results:
@@ -112,6 +113,7 @@ class TaskStage(Stage):
             if run.is_main:
                 shutil.rmtree(_phase_file(run, phase).parent, ignore_errors=True)
                 shutil.rmtree(_own_logits(run), ignore_errors=True)
+                shutil.rmtree(own_states(run), ignore_errors=True)
         return {
             **figures,
             "training_rows": len(train),
@@ -119,7 +121,12 @@ class TaskStage(Stage):
             "steps": sum(result.steps for result in results.values()),
             "tokens": sum(result.tokens for result in results.values()),
             "phases": {
-                name: {**result.figures(), "seconds": result.seconds, "validation": result.best}
+                name: {
+                    **result.figures(),
+                    "seconds": result.seconds,
+                    "teacher_seconds": asked.get(name, 0.0),
+                    "validation": result.best,
+                }
                 for name, result in results.items()
             },
         }
@@ -139,7 +146,9 @@ class TaskStage(Stage):
             general.initialize(run, student, teacher, run.paired_encoded.batches(train, options, placement=Placement()))
         return student
 
-    def _intermediate(self, run: Run, student: Student, teacher: PreTrainedModel, train: Dataset) -> FitResult:
+    def _intermediate(
+        self, run: Run, student: Student, teacher: PreTrainedModel, train: Dataset, asked: dict[str, float]
+    ) -> FitResult:
         options = run.task_options.intermediate
         assert options is not None
         done = _phase_file(run, "intermediate")
@@ -153,7 +162,9 @@ class TaskStage(Stage):
         def validate() -> dict[str, float]:
             return distillation_loss(student, teacher, objective, held_out, run.accelerator)
 
+        began = time.monotonic()
         states = states_for(run, teacher, train, objective, options)
+        asked["intermediate"] = time.monotonic() - began
         result = fit(
             student,
             states or teacher,
@@ -166,12 +177,13 @@ class TaskStage(Stage):
             validation=Validation(validate, "loss", higher_is_better=False),
         )
         if run.is_main:
-            shutil.rmtree(own_states(run), ignore_errors=True)
             write_tensors(done, student.state_dict())
             write_json(done.with_suffix(".json"), {**dataclasses.asdict(result), "sha256": sha256_of(done)})
         return result
 
-    def _logits(self, run: Run, student: Student, teacher: PreTrainedModel, train: Dataset) -> FitResult:
+    def _logits(
+        self, run: Run, student: Student, teacher: PreTrainedModel, train: Dataset, asked: dict[str, float]
+    ) -> FitResult:
         options = run.task_options.logits
         assert options is not None
         reads = run.paired_encoded
@@ -179,16 +191,18 @@ class TaskStage(Stage):
             reads, student = run.encoded, Student(student.model, student.projections)
             train = reads.encode(_logits_texts(run), "training rows for the student")
         objective = Objective(run.task_options.terms()["logits"], Match(run.layer_map, run.task.logits))
-        steps_per_epoch = -(-len(train) // options.batch_size)
-        # With dropout a teacher says something else each time; in one epoch nothing is asked twice.
-        once = objective.teacher_needs == Needs(logits=True) and not run.config.teacher.dropout
-        if once and (reads is not run.teacher_encoded or total_steps(options, steps_per_epoch) > steps_per_epoch):
+        began = time.monotonic()
+        states = states_for(run, teacher, train, objective, options)
+        alone = objective.teacher_needs == Needs(logits=True) and not run.config.teacher.dropout
+        once = alone and (reads is not run.teacher_encoded or asked_again(run, options, len(train)))
+        if (once or states is not None) and objective.teacher_needs.logits:
             train = concatenate_datasets([train, self._teacher_logits(run, teacher, train, reads)], axis=1)
+        asked["logits"] = time.monotonic() - began
         return fit(
             student,
-            teacher,
+            states or teacher,
             objective,
-            reads.batches(train, options),
+            reads.batches(train, options, states=states),
             options,
             run.session,
             name="task.logits",

@@ -25,7 +25,7 @@ WAYS = [(name, way) for name, question in QUESTIONS.items() for way in question.
 
 def config(system: System) -> Config:
     cell = Cell(TASKS["trec"], "way", system, "3L-312", 0, 60.0)
-    return quality_cells._config(cell, Path("work"), Path("run"), dict.fromkeys(system.shares, 80))
+    return quality_cells._config(cell, Path("work"), Path("run"), dict.fromkeys(system.shares, 80), Path("answers"))
 
 
 def differences(one: Any, other: Any, place: str = "") -> set[str]:
@@ -121,10 +121,10 @@ def test_what_a_step_costs_is_measured_once_and_gives_the_steps(
 
     def costs(cell: Cell, *_: Path) -> dict[str, float]:
         asked.append(cell.system)
-        return {"first weights": 0.1, "intermediate": 0.005, "logits": 0.005}
+        return {"first weights": 0.06, "teacher once": 0.04, "intermediate": 0.005, "logits": 0.005}
 
     monkeypatch.setattr(quality_cells, "_costs", costs)
-    known = {"trec/default/3L-312": {"first weights": 0.0, "intermediate": 0.004, "logits": 0.01}}
+    known = {"trec/default/3L-312": {"first weights": 0.0, "teacher once": 0.0, "intermediate": 0.004, "logits": 0.01}}
     (tmp_path / "experiments_step_seconds.json").write_text(json.dumps(known))
     assert experiments.main([*given, "--only", "rates,batch,trec,0"]) == 0, capsys.readouterr().err
     # A rate makes no step dearer; another batch does.
@@ -155,6 +155,9 @@ def test_the_cost_of_a_step_is_what_the_meter_says(
     for phase in ("intermediate", "logits"):
         assert costs[phase] == pytest.approx(result["phases"][phase]["tokens"] / 32 / 8)
     assert costs["first weights"] == result["first_weights_seconds"] > 0
+    # The teacher had read all rows before the first step: fewer steps than an epoch has would not have asked for it.
+    assert costs["teacher once"] == sum(phase["teacher_seconds"] for phase in result["phases"].values())
+    assert list((tmp_path / "scratch" / "answers").glob("states-*/*.safetensors"))
 
 
 def test_general_distillation_is_done_once_for_all_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

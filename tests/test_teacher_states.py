@@ -142,9 +142,20 @@ def test_another_teacher_rows_layers_and_precision_are_not_taken_for_them(shown,
 
 INTERMEDIATE = "task.intermediate={epochs: 2, batch_size: 64, learning_rate: 1e-3, log_every_steps: 1}"
 ALONE = (*FEW_STEPS, INTERMEDIATE, "task.logits=null", "augment=null", "evaluate.undistilled=false", "general=null")
+JOINT = (
+    *ALONE,
+    "task.intermediate=null",
+    "task.joint=true",
+    "task.logits={epochs: 2, batch_size: 64, learning_rate: 1e-3, log_every_steps: 1}",
+)
 
 
-def test_a_run_with_states_gives_the_student_of_one_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "settings", [ALONE, JOINT, (*JOINT, "student.vocabulary={size: 90}")], ids=["layers", "joint", "joint, cut"]
+)
+def test_a_run_with_states_gives_the_student_of_one_without(
+    settings: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[type] = []
     fit = training.fit
 
@@ -153,8 +164,8 @@ def test_a_run_with_states_gives_the_student_of_one_without(tmp_path: Path, monk
         return fit(student, teacher, *rest, **options)
 
     monkeypatch.setattr("pipelines.task.fit", watched)
-    succeed(TINY, *ALONE, "--output", tmp_path / "steps")
-    succeed(TINY, *ALONE, "runtime.states_cache_gb=1", "--output", tmp_path / "kept")
+    succeed(TINY, *settings, "--output", tmp_path / "steps")
+    succeed(TINY, *settings, "runtime.states_cache_gb=1", "--output", tmp_path / "kept")
     assert issubclass(asked[0], PreTrainedModel)
     assert asked[1] is TeacherStates
     ours, theirs = (load_file(tmp_path / run / "task/student/model.safetensors") for run in ("kept", "steps"))
