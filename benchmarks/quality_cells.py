@@ -306,11 +306,8 @@ def _read_costs(file: Path) -> dict[str, dict[str, float]]:
 def _costs(cell: Cell, work: Path, scratch: Path) -> dict[str, float]:
     """Seconds of a step by phase, of making the first weights and of asking the teacher about the rows once."""
     if cell.recipe is None:
-        return {
-            FIRST_WEIGHTS: 0.0,
-            TEACHER_PASS: 0.0,
-            **{phase: _peer_step(cell, phase, work, scratch) for phase in TEXTBREWER_SHARES},
-        }
+        steps = {phase: _peer_step(cell, phase, work, scratch) for phase in TEXTBREWER_SHARES}
+        return {FIRST_WEIGHTS: 0.0, TEACHER_PASS: 0.0, **steps}
     # A step costs as much with augmented rows, which take long to make.
     sections = {name: value for name, value in cell.recipe.sections.items() if name != "augment"}
     phases = {name: {**options, "log_every_steps": READ_EVERY} for name, options in cell.recipe.phases.items()}
