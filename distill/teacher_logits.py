@@ -55,14 +55,14 @@ def teacher_logits(
             part = features.select(range(start, start + rows))
             logits = predict(teacher, part, collator, accelerator, batch_size)
             if accelerator.is_main_process:
-                _write(block, Dataset.from_dict({COLUMN: [row.reshape(-1) for row in logits]}, _FEATURES))
+                _write(block, Dataset.from_dict({COLUMN: [row.reshape(-1) for row in logits]}, FEATURES))
             accelerator.wait_for_everyone()
         progress(rows)
         blocks.append(load_from_disk(str(block)))
     return concatenate_datasets(blocks)
 
 
-_FEATURES = Features({COLUMN: List(Value("float32"))})
+FEATURES = Features({COLUMN: List(Value("float32"))})
 
 
 def _write(block: Path, dataset: Dataset) -> None:

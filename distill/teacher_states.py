@@ -1,5 +1,6 @@
 """The teacher's hidden states, queries and keys of encoded rows, computed once and kept on disk, for trainings that
-compare layers for several epochs. Logits alone are left to teacher_logits.py; whether it pays, to the task stage."""
+compare layers for several epochs; its logits too, where they are compared beside. Logits alone are left to
+teacher_logits.py; whether it pays, to the task stage."""
 
 from __future__ import annotations
 
@@ -22,9 +23,11 @@ from distill.attention import AttentionInputs
 from distill.checkpoint import write_tensors
 from distill.data import Collator
 from distill.teacher_logits import COLUMN as LOGITS
+from distill.teacher_logits import FEATURES as LOGITS_FEATURES
 from distill.teacher_logits import content_hash
 
 COLUMN = "teacher_states"
+_ENDS = "teacher_logits_ends"
 FILE_BYTES = 256_000_000
 """Of a file, about: large enough that flushing it takes less time than computing it; two are held in memory. An
 interrupted computation goes on behind the last whole one."""
@@ -79,14 +82,22 @@ class StateLayout:
 class TeacherStates:
     """States of each row of a dataset, memory-mapped; made by teacher_states()."""
 
-    def __init__(self, layout: StateLayout, lengths: np.ndarray, files: Sequence[Path], block: int) -> None:
+    def __init__(
+        self, layout: StateLayout, lengths: np.ndarray, files: Sequence[Path], block: int, logits: bool
+    ) -> None:
         self.layout, self.lengths, self.block = layout, lengths, block
         before = lengths.cumsum() - lengths
         self.starts = before - np.repeat(before[::block], block)[: len(lengths)]
         self.blocks: list[Tensor] = []
+        rows: list[np.ndarray] = []
         for file in files:
             with safe_open(file, framework="pt") as opened:  # maps the file; rows are read when they are asked for
                 self.blocks.append(opened.get_tensor(COLUMN))
+                if logits:
+                    flat, ends = (opened.get_tensor(name).numpy() for name in (LOGITS, _ENDS))
+                    rows += np.split(flat, ends[:-1])
+        self.logits = Dataset.from_dict({LOGITS: rows}, LOGITS_FEATURES) if logits else None
+        """A column as teacher_logits() makes it; None where they were not asked for."""
 
     def padded(self, rows: Sequence[int], length: int) -> Tensor:
         """(B, length, width) of the rows numbered so; zeros behind a row's end."""
@@ -104,13 +115,7 @@ class TeacherStates:
 
 
 def state_layout(teacher: PreTrainedModel, features: Dataset, collator: Collator, needs: Needs) -> StateLayout:
-    """What the states of these rows are, found on the first of them.
-
-    Raises:
-        ValueError: logits are needed, which are teacher_logits.py's.
-    """
-    if needs.logits:
-        raise ValueError("the logits of rows are kept by teacher_logits()")
+    """What the states of these rows are, found on the first of them."""
     shown = _show(teacher, collator(features[:1], [1.0]), needs)
     tensors = [*shown.hidden.values(), *(inputs.query for inputs in shown.attention.values())]
     return StateLayout(
@@ -144,7 +149,7 @@ def teacher_states(
     """
     lengths = np.asarray(features["length"][:], dtype=np.int64)
     block = _block_rows(layout, lengths)
-    wanted = repr((sorted(needs.hidden), sorted(needs.attention), needs.values, block))
+    wanted = repr((sorted(needs.hidden), sorted(needs.attention), needs.values, block, *["logits"] * needs.logits))
     place = folder / f"states-{hashlib.sha256((content_hash(teacher, features) + wanted).encode()).hexdigest()[:32]}"
     starts = range(0, len(features), block)
     files = [place / f"rows-{start:010d}.safetensors" for start in starts]
@@ -157,12 +162,12 @@ def teacher_states(
                 states = _states(teacher, rows, lengths[start : start + block], collator, needs, layout)
                 if written is not None:
                     written.result()
-                written = writer.submit(write_tensors, file, {COLUMN: states})
+                written = writer.submit(write_tensors, file, states)
             progress(min(block, len(features) - start))
         if written is not None:
             written.result()
     accelerator.wait_for_everyone()
-    return TeacherStates(layout, lengths, files, block)
+    return TeacherStates(layout, lengths, files, block, needs.logits)
 
 
 def _block_rows(layout: StateLayout, lengths: np.ndarray) -> int:
@@ -177,19 +182,28 @@ def _states(
     collator: Collator,
     needs: Needs,
     layout: StateLayout,
-) -> Tensor:
-    """(tokens, width), row behind row. Rows of similar length go through the teacher together."""
+) -> dict[str, Tensor]:
+    """What a file holds, row behind row: states (tokens, width) and, where they are needed, the logits of each row,
+    flat, and where each row's end. Rows of similar length go through the teacher together."""
     states = torch.empty(int(lengths.sum()), sum(layout.widths), dtype=layout.dtype)
     starts = lengths.cumsum() - lengths
+    logits: dict[int, Tensor] = {}
     order = np.argsort(-lengths, kind="stable")
     while len(order):
         size = max(1, BATCH_TOKENS // int(collator.width(lengths[order[:1]])))
         taken, order = order[:size], order[size:]
         batch = collator(rows[taken.tolist()], [1.0] * len(taken))
-        shown = layout.pack(_show(teacher, batch, needs)).cpu()
-        for row, of_row in zip(taken, shown, strict=True):
+        shown = _show(teacher, batch, needs)
+        for row, of_row in zip(taken, layout.pack(shown).cpu(), strict=True):
             states[starts[row] : starts[row] + lengths[row]] = of_row[: lengths[row]]
-    return states
+        if shown.logits is not None:
+            for row, of_row in zip(taken, shown.logits.float().cpu(), strict=True):
+                logits[row] = (of_row[: lengths[row]] if of_row.ndim > 1 else of_row).flatten()
+    if not needs.logits:
+        return {COLUMN: states}
+    rows_in_order = [logits[row] for row in range(len(lengths))]
+    ends = torch.tensor([len(row) for row in rows_in_order]).cumsum(0)
+    return {COLUMN: states, LOGITS: torch.cat(rows_in_order), _ENDS: ends}
 
 
 def _show(teacher: PreTrainedModel, batch: Mapping[str, Tensor], needs: Needs) -> Activations:

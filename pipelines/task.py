@@ -193,10 +193,12 @@ class TaskStage(Stage):
         objective = Objective(run.task_options.terms()["logits"], Match(run.layer_map, run.task.logits))
         began = time.monotonic()
         states = states_for(run, teacher, train, objective, options)
+        logits = states.logits if states else None
         alone = objective.teacher_needs == Needs(logits=True) and not run.config.teacher.dropout
-        once = alone and (reads is not run.teacher_encoded or asked_again(run, options, len(train)))
-        if (once or states is not None) and objective.teacher_needs.logits:
-            train = concatenate_datasets([train, self._teacher_logits(run, teacher, train, reads)], axis=1)
+        if alone and (reads is not run.teacher_encoded or asked_again(run, options, len(train))):
+            logits = self._teacher_logits(run, teacher, train, reads)
+        if logits is not None:
+            train = concatenate_datasets([train, logits], axis=1)
         asked["logits"] = time.monotonic() - began
         return fit(
             student,

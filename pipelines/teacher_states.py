@@ -28,8 +28,9 @@ def states_for(
     positions, whose states are not kept, and where no row comes twice and no other run can read them.
     """
     limit = run.config.runtime.states_cache_gb
-    needs = dataclasses.replace(objective.teacher_needs, logits=False)
-    if limit == 0 or needs == Needs() or not asked_again(run, options, len(rows)):
+    needs = objective.teacher_needs
+    layers_needed = dataclasses.replace(needs, logits=False) != Needs()
+    if limit == 0 or not layers_needed or not asked_again(run, options, len(rows)):
         return None
     if any(getattr(term, "padding", "masked") == "included" for term in objective.terms.values()):
         run.say("teacher states are not kept: a loss counts padded positions (padding: included)")

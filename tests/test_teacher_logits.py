@@ -4,6 +4,7 @@ again and never taken for another teacher's or other rows', and training on them
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from datasets import Dataset, concatenate_datasets
 from transformers import BertConfig, PreTrainedModel
 
 from distill import teacher_logits as module
+from distill import teacher_states as states_module
 from distill import tiny, training
 from distill.activations import Activations, Needs
 from distill.data import Batches, Collator
 from distill.losses import LogitsLoss, Match
 from distill.objective import Objective
 from distill.tasks import TASKS
-from distill.teacher_logits import teacher_logits
+from distill.teacher_logits import FEATURES, teacher_logits
+from distill.teacher_states import state_layout, teacher_states
 from pipelines import task as task_stage
 from tests.builders import FEW_STEPS, TINY, succeed
 
@@ -63,10 +66,25 @@ def computed(folder: Path, features: Dataset, teacher: PreTrainedModel, task: st
     return teacher_logits(teacher, features, collator, Accelerator(cpu=True), folder=folder, batch_size=3)
 
 
+def beside_states(folder: Path, features: Dataset, teacher: PreTrainedModel, task: str) -> Dataset:
+    """Of the pass that computes hidden states too."""
+    collator, needs = Collator(tiny.tokenizer(), TASKS[task]), Needs(hidden=frozenset({1}), logits=True)
+    layout = state_layout(teacher, features, collator, needs)
+    states = teacher_states(teacher, features, collator, Accelerator(cpu=True), needs, layout, folder=folder)
+    assert states.logits is not None
+    return states.logits
+
+
+@pytest.mark.parametrize("way", [computed, beside_states])
 @pytest.mark.parametrize("task", TASKS)
-def test_each_row_has_what_the_teacher_says_of_it_alone(task: str, tmp_path: Path) -> None:
+def test_each_row_has_what_the_teacher_says_of_it_alone(
+    task: str, way: Callable[..., Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states_module, "_block_rows", lambda *given: 3)
+    monkeypatch.setattr(states_module, "BATCH_TOKENS", 32)
     teacher, features = model_for(task), features_for(task)
-    found = computed(tmp_path, features, teacher, task)
+    found = way(tmp_path, features, teacher, task)
+    assert found.features == FEATURES
     for ids, flat in zip(features["input_ids"], found["teacher_logits"], strict=True):
         output = teacher(input_ids=torch.tensor([ids]))
         if task == "question_answering":
