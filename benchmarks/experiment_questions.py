@@ -1,5 +1,5 @@
-"""What benchmarks/experiments.py asks: each choice of the recipe, the ways that differ from `default` in it alone, and
-what was decided from docs/experiments.md. How a way is trained is left to quality_cells.py."""
+"""What benchmarks/experiments.py asks: each choice of the recipe, the ways that differ from `two-phases` in it alone,
+and what was decided from docs/experiments.md. How a way is trained is left to quality_cells.py."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.quality_cells import System
+from benchmarks.quality_cells import INTERMEDIATE_SHARE, System
 
-DEFAULT = "default"
+BASE = "two-phases"
+START = System(
+    "default",
+    {"intermediate": {"learning_rate": 5e-4}, "logits": {"learning_rate": 1e-4}},
+    {"intermediate": INTERMEDIATE_SHARE, "logits": 1 - INTERMEDIATE_SHARE},
+    {},
+    {},
+)
+"""The recipe that the search started from: TinyBERT's two phases, at rates for short trainings."""
 TASK_NAMES = ("trec", "stsb", "wnut17", "sst2")
 """Of quality.py's seven: few rows and many, one text and two, numbers and tokens."""
 
@@ -18,8 +26,8 @@ Way = Callable[[System], System]
 
 @dataclass(frozen=True)
 class Question:
-    """asks: in words. ways: by name, what makes of the default system the one that is tried. decision: once known.
-    costs: whether a step of these ways may take longer or shorter than the default's; else it is not measured anew."""
+    """asks: in words. ways: by name, what makes of START the one that is tried. decision: once known.
+    costs: whether a step of these ways may take longer or shorter than the base's; else it is not measured anew."""
 
     asks: str
     ways: Mapping[str, Way]
@@ -71,6 +79,10 @@ def _section(name: str, **changes: Any) -> Way:
     return lambda system: replace(system, sections={**system.sections, name: changes})
 
 
+def _copies(count: int) -> Way:
+    return lambda system: replace(_section("augment", copies=count)(system), keeps_answers=False)
+
+
 def _general(steps: int) -> Way:
     return lambda system: replace(system, general_steps=steps)
 
@@ -78,12 +90,12 @@ def _general(steps: int) -> Way:
 QUESTIONS: Mapping[str, Question] = {
     "initialization": Question("first weights", {"random": _student(initialization="random")}),
     "phases": Question(
-        "share of the intermediate phase (default: 0.6)",
+        "share of the intermediate phase (base: 0.6)",
         {"share-0": _share(0), "share-0.3": _share(0.3), "share-0.8": _share(0.8)},
         "kept: less of it is behind, more of it no better",
     ),
     "rates": Question(
-        "peak rate (default: 5e-4, then 1e-4)",
+        "peak rate (base: 5e-4, then 1e-4)",
         {
             "intermediate-2.5e-4": _intermediate(learning_rate=2.5e-4),
             "intermediate-1e-3": _intermediate(learning_rate=1e-3),
@@ -93,11 +105,14 @@ QUESTIONS: Mapping[str, Question] = {
         "open: on one seed `logits-2e-4` is ahead by less than two seeds may differ",
     ),
     "joint": Question(
-        "layers and logits in one phase (default: two phases)",
+        "layers and logits in one phase (base: two phases)",
         {
             "joint": _joint(),
             "joint-balance": _joint(balance="gradient", measure_gradients_every_steps=50),
             "joint-balance-1e-3": _joint(balance="gradient", measure_gradients_every_steps=50, learning_rate=1e-3),
+            "joint-balance-dropout": lambda system: _student(dropout=0.1)(
+                _joint(balance="gradient", measure_gradients_every_steps=50)(system)
+            ),
             "joint-balance-16": _joint(balance="gradient", measure_gradients_every_steps=50, batch_size=16),
             "joint-balance-logits-3": lambda system: _losses(logits={"weight": 3})(
                 _joint(balance="gradient", measure_gradients_every_steps=50)(system)
@@ -108,20 +123,20 @@ QUESTIONS: Mapping[str, Question] = {
         costs=True,
     ),
     "schedule": Question(
-        "schedule (default: linear, a tenth of warm-up)",
+        "schedule (base: linear, a tenth of warm-up)",
         {"cosine": _both(schedule="cosine"), "warmup-0.03": _both(warmup_fraction=0.03)},
     ),
-    "batch": Question("batch size (default: 32)", {"batch-16": _both(batch_size=16)}, costs=True),
+    "batch": Question("batch size (base: 32)", {"batch-16": _both(batch_size=16)}, costs=True),
     "temperature": Question(
-        "temperature (default: 1)",
+        "temperature (base: 1)",
         {f"temperature-{value}": _losses(logits={"temperature": value}) for value in (2, 4)},
     ),
     "map": Question(
-        "layer map (default: uniform)",
+        "layer map (base: uniform)",
         {name: _section("layer_map", strategy=name) for name in ("top", "last")},
     ),
     "terms": Question(
-        "terms of the intermediate phase (default: embedding, attention, hidden)",
+        "terms of the intermediate phase (base: embedding, attention, hidden)",
         {
             "no-embedding": _losses(embedding=None),
             "no-attention": _losses(attention=None),
@@ -132,20 +147,26 @@ QUESTIONS: Mapping[str, Question] = {
         costs=True,
     ),
     "labels": Question(
-        "the labels beside the teacher's logits (default: not)", {"labels-0.5": _losses(labels={"weight": 0.5})}
+        "the labels beside the teacher's logits (base: not)", {"labels-0.5": _losses(labels={"weight": 0.5})}
     ),
     "balance": Question(
-        "equal shares of the gradient (default: not)",
+        "equal shares of the gradient (base: not)",
         {"balance": _intermediate(balance="gradient", measure_gradients_every_steps=50)},
         costs=True,
     ),
-    "dropout": Question("dropout of the student (default: none)", {"dropout-0.1": _student(dropout=0.1)}, costs=True),
+    "dropout": Question("dropout of the student (base: none)", {"dropout-0.1": _student(dropout=0.1)}, costs=True),
     "augmentation": Question(
-        "augmented copies, word vectors alone (default: none)",
-        {f"copies-{count}": _section("augment", copies=count) for count in (2, 10)},
+        "augmented copies, word vectors alone (base: none)",
+        {
+            **{f"copies-{count}": _copies(count) for count in (2, 10)},
+            "joint-balance-copies-10": lambda system: _copies(10)(
+                _joint(balance="gradient", measure_gradients_every_steps=50)(system)
+            ),
+        },
+        costs=True,
     ),
     "general": Question(
-        "general distillation on books first, beside the budget (default: none)",
+        "general distillation on books first, beside the budget (base: none)",
         {f"books-{steps}": _general(steps) for steps in (200, 800)},
         "not before so short a training: a gain on stsb, far behind on wnut17; why was not measured",
     ),

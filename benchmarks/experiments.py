@@ -5,9 +5,10 @@ Questions, and what was decided, stand in experiment_questions.py; tasks and tra
     python -m benchmarks.experiments --data ../shared/data --work runs/quality --only rates,trec,0
     python -m benchmarks.experiments --report
 
-A run is a task, a way (`default`, or a choice changed) and a seed; it is written to benchmarks/results/experiments.json
-when it is finished and skipped when the command is given again. --only takes questions, tasks and seeds: of each kind
-that is named, nothing else is run; `default` always is. --report writes docs/experiments.md from the JSON alone.
+A run is a task, a way (`two-phases`, or a choice changed) and a seed; it is written to
+benchmarks/results/experiments.json when it is finished and skipped when the command is given again. --only takes
+questions, tasks and seeds: of each kind that is named, nothing else is run; `two-phases` always is. --report writes
+docs/experiments.md from the JSON alone.
 
 No test row is read. What is reported is the figure by which the weights were chosen, the best of some, and a little
 high for every way alike; ways are compared in pairs, by task and seed. What a step costs is kept beside the figures, in
@@ -33,8 +34,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import datasets
 from transformers.utils import logging
 
-from benchmarks.experiment_questions import DEFAULT, QUESTIONS, TASK_NAMES
-from benchmarks.quality_cells import SYSTEMS, Cell, measure
+from benchmarks.experiment_questions import BASE, QUESTIONS, START, TASK_NAMES
+from benchmarks.quality_cells import Cell, measure
 from benchmarks.quality_tasks import TASKS
 from benchmarks.run_file import Run, chosen, costs_of, locked, read_runs
 from distill.checkpoint import write_json, write_text
@@ -44,7 +45,7 @@ ROOT = Path(__file__).parent
 RESULTS, PAGE = ROOT / "results" / "experiments.json", ROOT.parent / "docs" / "experiments.md"
 PREFACE = """# Experiments
 
-What each choice of the default recipe is worth. Written by `python -m benchmarks.experiments --report` from
+What each choice of the recipe is worth. Written by `python -m benchmarks.experiments --report` from
 `benchmarks/results/experiments.json`; `benchmarks/experiment_questions.py` has each way's settings.
 
 The student has the demo's shape (3L-312). Each run trains for as much time on one thread as is said over the
@@ -53,14 +54,14 @@ were measured on a busier machine and are fewer steps than they could be, as man
 180 seconds on the teacher is asked about the rows once, paid out of the time too, where they come more than once (all
 tasks here but sst2); before, it ran in every step. A figure is the best on validation rows, the mean over as many seeds
 as stand behind it; no test row was read.
-`change` is the mean over pairs (task, seed) of 100 (way / default - 1), with its standard error over the pairs.
+`change` is the mean over pairs (task, seed) of 100 (way / two phases - 1), with its standard error over the pairs.
 """
 SIZE, SECONDS, SEEDS = "3L-312", 300.0, (0, 1)
 
 
 def grid(questions: Sequence[str], tasks: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, str, int]]:
     """(way, task, seed), seed by seed, so that a stopped search has all ways."""
-    ways = [DEFAULT, *(way for name in questions for way in QUESTIONS[name].ways)]
+    ways = [BASE, *(way for name in questions for way in QUESTIONS[name].ways)]
     for seed in seeds:
         for way in ways:
             for task in tasks:
@@ -69,13 +70,11 @@ def grid(questions: Sequence[str], tasks: Sequence[str], seeds: Sequence[int]) -
 
 def run(way: str, task: str, seed: int, seconds: float, data: Path, work: Path, costs: Path) -> dict[str, Any]:
     """Train a student this way for so long; its figures."""
-    system = SYSTEMS["default"]
-    assert system is not None
-    costs_like = None
+    system, costs_like = START, None
     for question in QUESTIONS.values():
         if way in question.ways:
             system = question.ways[way](system)
-            costs_like = None if question.costs else DEFAULT
+            costs_like = None if question.costs else BASE
     cell = Cell(TASKS[task], way, system, SIZE, seed, seconds, costs_like)
     figures = measure(cell, data, work, costs, reported="validation")
     kept = ("value", "metric", "steps", "training_seconds", "cpu_seconds", "precision", "cpu")
@@ -93,7 +92,7 @@ def report(runs: Sequence[Run]) -> str:
         own = [run for run in runs if run["budget_seconds"] == budget]
         lines += [f"{budget:g} seconds:", ""]
         tasks = [name for name in TASK_NAMES if any(run["task"] == name for run in own)]
-        lines += [_table_head(own, tasks), "|---|" + "---|" * (len(tasks) + 3), _row("", DEFAULT, own, tasks, "")]
+        lines += [_table_head(own, tasks), "|---|" + "---|" * (len(tasks) + 3), _row("", BASE, own, tasks, "")]
         for question in QUESTIONS.values():
             known = [way for way in question.ways if any(run["way"] == way for run in own)]
             texts = [(question.asks, question.decision), *[("", "")] * len(known)]
@@ -121,12 +120,12 @@ def _row(asks: str, way: str, runs: Sequence[Run], tasks: Sequence[str], decisio
 
 
 def change(own: Sequence[Run], runs: Sequence[Run]) -> str:
-    """Mean and standard error, in percent, over the pairs with the default's runs; empty for the default itself."""
-    default = {(run["task"], run["seed"]): run["value"] for run in runs if run["way"] == DEFAULT}
+    """Mean and standard error, in percent, over the pairs with the base's runs; empty for the base itself."""
+    base = {(run["task"], run["seed"]): run["value"] for run in runs if run["way"] == BASE}
     pairs = [
-        100 * (run["value"] / default[key] - 1)
+        100 * (run["value"] / base[key] - 1)
         for run in own
-        if run["way"] != DEFAULT and (key := (run["task"], run["seed"])) in default
+        if run["way"] != BASE and (key := (run["task"], run["seed"])) in base
     ]
     if len(pairs) < 2:
         return "".join(f"{pair:+.2f} (1 pair)" for pair in pairs)

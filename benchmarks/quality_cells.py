@@ -55,7 +55,7 @@ class System:
     """What learns. phases: their training options, without the length; shares: of the budget, by phase; losses: of
     task.losses; student: of the section student, beside its shape; task: further settings of that section; sections:
     whole sections of the config that no other field is about, for instance layer_map; general_steps: of general
-    distillation beforehand, beside the budget."""
+    distillation beforehand, beside the budget; keeps_answers: not where its rows hardly come twice, see Task."""
 
     preset: str
     phases: Phases
@@ -65,6 +65,7 @@ class System:
     task: Mapping[str, Any] = field(default_factory=dict)
     sections: Mapping[str, Any] = field(default_factory=dict)
     general_steps: int = 0
+    keeps_answers: bool = True
 
 
 # The settings' own rates (5e-5, 3e-5) are TinyBERT's, for trainings of many epochs; configs/bbc_news.yaml has these.
@@ -244,8 +245,9 @@ def _figures(run: Run, model: PreTrainedModel, rows: Encoded, reported: str = "t
 
 
 def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], answers: Path) -> Config:
-    """answers: where the teacher's logits and states lie, of a task whose rows come often enough to keep them."""
+    """answers: where the teacher's logits and states lie, if rows come often enough to keep them."""
     system, size = cell.recipe, SIZES[cell.size]
+    keeps = cell.task.keeps_answers and (system is None or system.keeps_answers)
     phases: dict[str, Any] = dict.fromkeys(("intermediate", "logits"))
     losses: Mapping[str, Any] = {}
     if system is not None:
@@ -279,7 +281,7 @@ def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], answ
             "evaluate": {"undistilled": False},
             "runtime": {
                 **runtime(),
-                **({"logits_cache": str(answers), "states_cache_gb": STATES_GB} if cell.task.keeps_answers else {}),
+                **({"logits_cache": str(answers), "states_cache_gb": STATES_GB} if keeps else {}),
             },
             **(system.sections if system else {}),
         }

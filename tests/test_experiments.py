@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from benchmarks import experiments, quality_cells
-from benchmarks.experiment_questions import QUESTIONS, TASK_NAMES
-from benchmarks.quality_cells import SYSTEMS, Cell, System
+from benchmarks.experiment_questions import BASE, QUESTIONS, START, TASK_NAMES
+from benchmarks.quality_cells import Cell, System
 from benchmarks.quality_tasks import TASKS
 from distill import monitoring
 from distill.config import Config, to_plain
@@ -35,11 +35,9 @@ def differences(one: Any, other: Any, place: str = "") -> set[str]:
 
 
 @pytest.fixture
-def default(monkeypatch: pytest.MonkeyPatch) -> System:
+def base(monkeypatch: pytest.MonkeyPatch) -> System:
     monkeypatch.setattr(quality_cells, "runtime", lambda: {"cpu_threads": 1, "precision": "fp32"})
-    system = SYSTEMS["default"]
-    assert system is not None
-    return system
+    return START
 
 
 CHANGED = {
@@ -65,15 +63,15 @@ CHANGED = {
     "labels-0.5": {"task.losses.labels"},
     "balance": {"task.intermediate.balance", "task.intermediate.measure_gradients_every_steps"},
     "dropout-0.1": {"student.dropout"},
-    "copies-2": {"augment"},
+    "copies-2": {"augment", "runtime.logits_cache", "runtime.states_cache_gb"},
 }
 
 
 @pytest.mark.parametrize(("question", "way"), WAYS)
-def test_a_way_changes_what_it_says_and_nothing_else(question: str, way: str, default: System) -> None:
-    tried = QUESTIONS[question].ways[way](default)
-    assert tried != default
-    changed = differences(to_plain(config(tried)), to_plain(config(default)))
+def test_a_way_changes_what_it_says_and_nothing_else(question: str, way: str, base: System) -> None:
+    tried = QUESTIONS[question].ways[way](base)
+    assert tried != base
+    changed = differences(to_plain(config(tried)), to_plain(config(base)))
     if question == "general":
         assert (tried.general_steps > 0, changed) == (True, set())
     elif way in CHANGED:
@@ -84,7 +82,7 @@ def test_a_way_changes_what_it_says_and_nothing_else(question: str, way: str, de
 
 def test_names_of_ways_are_one_way_each() -> None:
     names = [way for _, way in WAYS]
-    assert len(names) == len({*names, "default"}) - 1
+    assert len(names) == len({*names, BASE}) - 1
     assert set(CHANGED) <= set(names)
     assert set(TASK_NAMES) <= set(TASKS)
 
@@ -106,7 +104,7 @@ def test_ways_are_measured_once_on_validation_rows(
     monkeypatch.setattr(Encoded, "figures", recorded)
     assert experiments.main([*given, "--only", "temperature,trec,0"]) == 0, capsys.readouterr().err
     found = json.loads(output.read_text())["runs"]
-    assert [run["way"] for run in found] == ["default", "labels-0.5", "temperature-2", "temperature-4"]
+    assert [run["way"] for run in found] == ["two-phases", "labels-0.5", "temperature-2", "temperature-4"]
     assert set(read) == {"validation"}
     monkeypatch.setattr(experiments, "run", lambda *arguments: pytest.fail("measured again"))
     assert experiments.main([*given, "--only", "temperature,labels,trec,0"]) == 0
@@ -124,13 +122,15 @@ def test_what_a_step_costs_is_measured_once_and_gives_the_steps(
         return {"first weights": 0.06, "teacher once": 0.04, "intermediate": 0.005, "logits": 0.005}
 
     monkeypatch.setattr(quality_cells, "_costs", costs)
-    known = {"trec/default/3L-312": {"first weights": 0.0, "teacher once": 0.0, "intermediate": 0.004, "logits": 0.01}}
+    known = {
+        "trec/two-phases/3L-312": {"first weights": 0.0, "teacher once": 0.0, "intermediate": 0.004, "logits": 0.01}
+    }
     (tmp_path / "experiments_step_seconds.json").write_text(json.dumps(known))
     assert experiments.main([*given, "--only", "rates,batch,trec,0"]) == 0, capsys.readouterr().err
     # A rate makes no step dearer; another batch does.
     assert asked == ["batch-16"]
     steps = {run["way"]: run["steps"] for run in json.loads(output.read_text())["runs"]}
-    assert steps["default"] == steps["logits-4e-4"] == {"intermediate": 30, "logits": 8}
+    assert steps["two-phases"] == steps["logits-4e-4"] == {"intermediate": 30, "logits": 8}
     # By hand: 0.1 of 0.2 seconds are left, 0.06 and 0.04 of them at 0.005 a step; no phase has fewer than 8.
     assert steps["batch-16"] == {"intermediate": 12, "logits": 8}
     kept = json.loads((tmp_path / "experiments_step_seconds.json").read_text())
@@ -138,7 +138,7 @@ def test_what_a_step_costs_is_measured_once_and_gives_the_steps(
 
 
 def test_the_cost_of_a_step_is_what_the_meter_says(
-    default: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A meter that is told to be slow: eight tokens a second, whatever the machine does."""
     data = small_data(tmp_path, monkeypatch)
@@ -149,7 +149,7 @@ def test_the_cost_of_a_step_is_what_the_meter_says(
         return {**read(self, rate, tokens), "tokens_per_second": 8.0}
 
     monkeypatch.setattr(monitoring.Meter, "read", slow)
-    cell = Cell(TASKS["trec"], "default", default, "3L-312", 0, 60.0)
+    cell = Cell(TASKS["trec"], BASE, base, "3L-312", 0, 60.0)
     costs = quality_cells._costs(cell, tmp_path / "work", tmp_path / "scratch")
     result = json.loads((tmp_path / "scratch" / "probe" / "task" / "result.json").read_text())
     for phase in ("intermediate", "logits"):
@@ -184,12 +184,12 @@ def run(way: str, task: str, seed: int, value: float) -> dict[str, Any]:
 def test_a_change_is_the_mean_over_pairs_with_its_standard_error() -> None:
     """By hand: changes of 10, -10 and 6 percent; mean 2, deviation sqrt((64 + 144 + 16) / 2), over sqrt(3) 6.11."""
     runs = [
-        *(run("default", task, seed, value) for task, seed, value in (("a", 0, 0.5), ("a", 1, 0.8), ("b", 0, 0.5))),
+        *(run("two-phases", task, seed, value) for task, seed, value in (("a", 0, 0.5), ("a", 1, 0.8), ("b", 0, 0.5))),
         *(run("warm", task, seed, value) for task, seed, value in (("a", 0, 0.55), ("a", 1, 0.72), ("b", 0, 0.53))),
         run("warm", "b", 1, 0.9),
     ]
     assert experiments.change([one for one in runs if one["way"] == "warm"], runs) == "+2.00 ± 6.11"
-    assert experiments.change([one for one in runs if one["way"] == "default"], runs) == ""
+    assert experiments.change([one for one in runs if one["way"] == "two-phases"], runs) == ""
     assert experiments.change([runs[3]], runs) == "+10.00 (1 pair)"
 
 
@@ -198,11 +198,11 @@ def test_the_report_has_each_way_that_was_run_and_names_the_others(
 ) -> None:
     monkeypatch.setattr(experiments, "PAGE", tmp_path / "experiments.md")
     output = tmp_path / "experiments.json"
-    runs = [run("default", "trec", 0, 0.8), run("default", "trec", 1, 0.9), run("last", "trec", 0, 0.88)]
+    runs = [run("two-phases", "trec", 0, 0.8), run("two-phases", "trec", 1, 0.9), run("last", "trec", 0, 0.88)]
     output.write_text(json.dumps({"runs": runs}))
     assert experiments.main(["--report", "--output", str(output)]) == 0
     text = (tmp_path / "experiments.md").read_text()
-    assert "|  | `default` | 0.8500 (2) |  |  |" in text
+    assert "|  | `two-phases` | 0.8500 (2) |  |  |" in text
     assert "| `last` | 0.8800 (1) | +10.00 (1 pair) | open |" in text
     assert "Not run: random, " in text
     assert "stsb" not in text
