@@ -67,6 +67,14 @@ def _joint(**changes: Any) -> Way:
     return made
 
 
+def _joint_balanced(**changes: Any) -> Way:
+    return _joint(balance="gradient", measure_gradients_every_steps=50, **changes)
+
+
+def _then(first: Way, second: Way) -> Way:
+    return lambda system: second(first(system))
+
+
 def _losses(**changes: Any) -> Way:
     return lambda system: replace(system, losses={**system.losses, **changes})
 
@@ -108,15 +116,12 @@ QUESTIONS: Mapping[str, Question] = {
         "layers and logits in one phase (base: two phases)",
         {
             "joint": _joint(),
-            "joint-balance": _joint(balance="gradient", measure_gradients_every_steps=50),
-            "joint-balance-1e-3": _joint(balance="gradient", measure_gradients_every_steps=50, learning_rate=1e-3),
-            "joint-balance-dropout": lambda system: _student(dropout=0.1)(
-                _joint(balance="gradient", measure_gradients_every_steps=50)(system)
-            ),
-            "joint-balance-16": _joint(balance="gradient", measure_gradients_every_steps=50, batch_size=16),
-            "joint-balance-logits-3": lambda system: _losses(logits={"weight": 3})(
-                _joint(balance="gradient", measure_gradients_every_steps=50)(system)
-            ),
+            "joint-balance": _joint_balanced(),
+            "joint-balance-1e-3": _joint_balanced(learning_rate=1e-3),
+            "joint-balance-2e-3": _joint_balanced(learning_rate=2e-3),
+            "joint-balance-16": _joint_balanced(batch_size=16),
+            "joint-balance-logits-3": _then(_joint_balanced(), _losses(logits={"weight": 3})),
+            "joint-balance-dropout": _then(_joint_balanced(), _student(dropout=0.1)),
             "kept-layers": lambda system: replace(system, task={"joint": True}),
         },
         "open: joint-balance is ahead on each task of one seed; the default is to be it where other seeds agree",
@@ -159,9 +164,8 @@ QUESTIONS: Mapping[str, Question] = {
         "augmented copies, word vectors alone (base: none)",
         {
             **{f"copies-{count}": _copies(count) for count in (2, 10)},
-            "joint-balance-copies-10": lambda system: _copies(10)(
-                _joint(balance="gradient", measure_gradients_every_steps=50)(system)
-            ),
+            "joint-balance-copies-10": _then(_joint_balanced(), _copies(10)),
+            "joint-balance-1e-3-copies-10": _then(_joint_balanced(learning_rate=1e-3), _copies(10)),
         },
         costs=True,
     ),
