@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.quality_cells import INTERMEDIATE_SHARE, System
+from benchmarks.quality_tasks import TASKS
 
 BASE = "two-phases"
 START = System(
@@ -88,7 +89,7 @@ def _section(name: str, **changes: Any) -> Way:
 
 
 def _copies(count: int) -> Way:
-    return lambda system: replace(_section("augment", copies=count)(system), keeps_answers=False)
+    return lambda system: replace(system, copies={TASKS[name].type: count for name in TASK_NAMES})
 
 
 def _general(steps: int) -> Way:

@@ -38,7 +38,7 @@ INTERMEDIATE_SHARE = 0.6
 """Of the budget, where a system has no opinion."""
 PROBE_STEPS, READ_EVERY = 32, 4
 """A step's cost is that of the fastest reading, which was disturbed least; in each so many steps are timed together."""
-FIRST_WEIGHTS, TEACHER_PASS = "first weights", "teacher once"
+FIRST_WEIGHTS, TEACHER_PASS, AUGMENTATION = "first weights", "teacher once", "augmentation"
 """What is paid out of the budget before the first step."""
 STATES_GB = 20
 TEXTBREWER_ROUNDS = 8
@@ -55,7 +55,8 @@ class System:
     """What learns. phases: their training options, without the length; shares: of the budget, by phase; losses: of
     task.losses; student: of the section student, beside its shape; task: further settings of that section; sections:
     whole sections of the config that no other field is about, for instance layer_map; general_steps: of general
-    distillation beforehand, beside the budget; keeps_answers: not where its rows hardly come twice, see Task."""
+    distillation beforehand, beside the budget; copies: augmented ones of each row, by task type, of word vectors alone.
+    """
 
     preset: str
     phases: Phases
@@ -65,11 +66,9 @@ class System:
     task: Mapping[str, Any] = field(default_factory=dict)
     sections: Mapping[str, Any] = field(default_factory=dict)
     general_steps: int = 0
-    keeps_answers: bool = True
+    copies: Mapping[str, int] = field(default_factory=dict)
 
 
-# The settings' own rates (5e-5, 3e-5) are TinyBERT's, for trainings of many epochs; configs/bbc_news.yaml has these.
-_SHORT = {"intermediate": {"learning_rate": 5e-4}, "logits": {"learning_rate": 1e-4}}
 _EPOCHS = {"paper": (20, 3), "reference": (10, 3)}
 SYSTEMS: Mapping[str, System | None] = {
     "undistilled": System(
@@ -79,8 +78,15 @@ SYSTEMS: Mapping[str, System | None] = {
         {"logits": None, "labels": {}},
         {"initialization": "random"},
     ),
+    # The settings' own rates (5e-5, 3e-5) are TinyBERT's, for many epochs; this one is of docs/experiments.md.
     "default": System(
-        "default", _SHORT, {"intermediate": INTERMEDIATE_SHARE, "logits": 1 - INTERMEDIATE_SHARE}, {}, {}
+        "default",
+        {"logits": {"learning_rate": 1e-3, "balance": "gradient", "measure_gradients_every_steps": 50}},
+        {"logits": 1.0},
+        {},
+        {},
+        {"joint": True},
+        copies={"token_classification": 10},
     ),
     **{
         name: System(
@@ -130,7 +136,7 @@ def measure_teacher(task: Task, data: Path, work: Path) -> dict[str, Any]:
         return found
     make_teacher(task, data, work)
     with _opened(teacher_config(task, work)) as run:
-        result = json.loads((run.folder / "teacher" / "result.json").read_text(encoding="utf-8"))
+        result = _result(run.folder, "teacher")
         found = {
             **_figures(run, run.load_task_teacher(), run.teacher_encoded),
             "training_seconds": result["seconds"],
@@ -168,9 +174,9 @@ def measure(cell: Cell, data: Path, work: Path, costs: Path, *, reported: str = 
     folder = work / "runs" / "-".join(str(value) for value in cell.key.values())
     with _opened(_config(cell, work, folder, steps, work / "answers" / cell.task.name)) as run:
         clock = time.monotonic(), time.process_time()
-        run_stages(run, prepare(run, only=["augment", "task"] if run.config.augment else ["task"]))
+        run_stages(run, prepare(run, only=_stages(run.config)))
         seconds = time.monotonic() - clock[0], time.process_time() - clock[1]
-        result = json.loads((folder / "task" / "result.json").read_text(encoding="utf-8"))
+        result = _result(folder, "task")
         student = run.task.auto_class.from_pretrained(folder / "task" / "student")
         figures = {
             **_figures(run, student, run.encoded, reported),
@@ -229,6 +235,17 @@ def _opened(config: Config) -> Iterator[Run]:
         close_run(run)
 
 
+def _stages(config: Config) -> list[str]:
+    """What a student takes beside its teacher."""
+    return ["augment", "task"] if config.augment else ["task"]
+
+
+def _result(folder: Path, stage: str) -> dict[str, Any]:
+    """What a finished stage said of itself; nothing where it did not run."""
+    file = folder / stage / "result.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
 def _figures(run: Run, model: PreTrainedModel, rows: Encoded, reported: str = "test") -> dict[str, Any]:
     """On the rows that chose the weights, and on those reported."""
     metrics = {split: rows.figures(model, split) for split in {"validation", reported}}
@@ -247,7 +264,9 @@ def _figures(run: Run, model: PreTrainedModel, rows: Encoded, reported: str = "t
 def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], answers: Path) -> Config:
     """answers: where the teacher's logits and states lie, if rows come often enough to keep them."""
     system, size = cell.recipe, SIZES[cell.size]
-    keeps = cell.task.keeps_answers and (system is None or system.keeps_answers)
+    copies = system.copies.get(cell.task.type, 0) if system else 0
+    # Augmented rows hardly come twice.
+    keeps = cell.task.keeps_answers and not copies
     phases: dict[str, Any] = dict.fromkeys(("intermediate", "logits"))
     losses: Mapping[str, Any] = {}
     if system is not None:
@@ -279,6 +298,7 @@ def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], answ
                 **phases,
             },
             "evaluate": {"undistilled": False},
+            "augment": {"copies": copies} if copies else None,
             "runtime": {
                 **runtime(),
                 **({"logits_cache": str(answers), "states_cache_gb": STATES_GB} if keeps else {}),
@@ -297,7 +317,7 @@ def _steps(cell: Cell, work: Path, costs: Path, scratch: Path) -> dict[str, int]
         known = _costs(cell, work, scratch)
         with locked(costs):
             write_json(costs, {**_read_costs(costs), kind: known})
-    seconds = cell.seconds - known[FIRST_WEIGHTS] - known[TEACHER_PASS]
+    seconds = cell.seconds - sum(known[name] for name in (FIRST_WEIGHTS, TEACHER_PASS, AUGMENTATION))
     return {phase: max(TEXTBREWER_ROUNDS, round(seconds * share / known[phase])) for phase, share in shares.items()}
 
 
@@ -306,23 +326,23 @@ def _read_costs(file: Path) -> dict[str, dict[str, float]]:
 
 
 def _costs(cell: Cell, work: Path, scratch: Path) -> dict[str, float]:
-    """Seconds of a step by phase, of making the first weights and of asking the teacher about the rows once."""
+    """Seconds of a step by phase, of making the first weights, of asking the teacher about the rows once, and of making
+    the augmented ones."""
     if cell.recipe is None:
         steps = {phase: _peer_step(cell, phase, work, scratch) for phase in TEXTBREWER_SHARES}
-        return {FIRST_WEIGHTS: 0.0, TEACHER_PASS: 0.0, **steps}
-    # A step costs as much with augmented rows, which take long to make.
-    sections = {name: value for name, value in cell.recipe.sections.items() if name != "augment"}
+        return {FIRST_WEIGHTS: 0.0, TEACHER_PASS: 0.0, AUGMENTATION: 0.0, **steps}
     phases = {name: {**options, "log_every_steps": READ_EVERY} for name, options in cell.recipe.phases.items()}
-    probed = replace(cell, recipe=replace(cell.recipe, sections=sections, phases=phases))
+    probed = replace(cell, recipe=replace(cell.recipe, phases=phases))
     folder = scratch / "probe"
     probe_steps = dict.fromkeys(cell.recipe.shares, PROBE_STEPS)
     with _opened(_config(probed, work, folder, probe_steps, scratch / "answers")) as run:
-        run_stages(run, prepare(run, only=["task"]))
-    result = json.loads((folder / "task" / "result.json").read_text(encoding="utf-8"))
+        run_stages(run, prepare(run, only=_stages(run.config)))
+    result, augmented = (_result(folder, stage) for stage in ("task", "augment"))
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     costs = {
         FIRST_WEIGHTS: result["first_weights_seconds"],
         TEACHER_PASS: sum(phase["teacher_seconds"] for phase in result["phases"].values()),
+        AUGMENTATION: augmented.get("seconds", 0.0),
     }
     for phase in cell.recipe.shares:
         speeds = [

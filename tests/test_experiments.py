@@ -119,11 +119,21 @@ def test_what_a_step_costs_is_measured_once_and_gives_the_steps(
 
     def costs(cell: Cell, *_: Path) -> dict[str, float]:
         asked.append(cell.system)
-        return {"first weights": 0.06, "teacher once": 0.04, "intermediate": 0.005, "logits": 0.005}
+        return {
+            "first weights": 0.06,
+            "teacher once": 0.03,
+            "augmentation": 0.01,
+            "intermediate": 0.005,
+            "logits": 0.005,
+        }
 
     monkeypatch.setattr(quality_cells, "_costs", costs)
     known = {
-        "trec/two-phases/3L-312": {"first weights": 0.0, "teacher once": 0.0, "intermediate": 0.004, "logits": 0.01}
+        "trec/two-phases/3L-312": {
+            **dict.fromkeys(("first weights", "teacher once", "augmentation"), 0.0),
+            "intermediate": 0.004,
+            "logits": 0.01,
+        }
     }
     (tmp_path / "experiments_step_seconds.json").write_text(json.dumps(known))
     assert experiments.main([*given, "--only", "rates,batch,trec,0"]) == 0, capsys.readouterr().err
