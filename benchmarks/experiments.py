@@ -92,7 +92,9 @@ def report(runs: Sequence[Run]) -> str:
         own = [run for run in runs if run["budget_seconds"] == budget]
         lines += [f"{budget:g} seconds:", ""]
         tasks = [name for name in TASK_NAMES if any(run["task"] == name for run in own)]
-        lines += [_table_head(own, tasks), "|---|" + "---|" * (len(tasks) + 3), _row("", BASE, own, tasks, "")]
+        lines += [_table_head(own, tasks), "|---|" + "---|" * (len(tasks) + 3)]
+        if any(run["way"] == BASE for run in own):
+            lines.append(_row("", BASE, own, tasks, ""))
         for question in QUESTIONS.values():
             known = [way for way in question.ways if any(run["way"] == way for run in own)]
             texts = [(question.asks, question.decision), *[("", "")] * len(known)]
