@@ -55,8 +55,8 @@ class System:
     """What learns. phases: their training options, without the length; shares: of the budget, by phase; losses: of
     task.losses; student: of the section student, beside its shape; task: further settings of that section; sections:
     whole sections of the config that no other field is about, for instance layer_map; general_steps: of general
-    distillation beforehand, beside the budget; copies: augmented ones of each row, by task type, of word vectors alone.
-    """
+    distillation beforehand, beside the budget; copies: augmented ones of each row, by task type, of word vectors alone;
+    keeps_copies: whether those come more than once too, see Task.keeps_answers."""
 
     preset: str
     phases: Phases
@@ -67,6 +67,7 @@ class System:
     sections: Mapping[str, Any] = field(default_factory=dict)
     general_steps: int = 0
     copies: Mapping[str, int] = field(default_factory=dict)
+    keeps_copies: bool = False
 
 
 _EPOCHS = {"paper": (20, 3), "reference": (10, 3)}
@@ -265,8 +266,7 @@ def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], answ
     """answers: where the teacher's logits and states lie, if rows come often enough to keep them."""
     system, size = cell.recipe, SIZES[cell.size]
     copies = system.copies.get(cell.task.type, 0) if system else 0
-    # Augmented rows hardly come twice.
-    keeps = cell.task.keeps_answers and not copies
+    keeps = cell.task.keeps_answers and (system is None or not copies or system.keeps_copies)
     phases: dict[str, Any] = dict.fromkeys(("intermediate", "logits"))
     losses: Mapping[str, Any] = {}
     if system is not None:
