@@ -99,13 +99,14 @@ class TaskStage(Stage):
         frozen = run.frozen_for_training(teacher)
         results: dict[str, FitResult] = {}
         asked: dict[str, float] = {}
+        answers: Dataset | None = None
         if options.intermediate is not None:
-            results["intermediate"] = self._intermediate(run, student, frozen, train, asked)
+            results["intermediate"], answers = self._intermediate(run, student, frozen, train, asked)
             # Read anew in float32: the frozen one may be in bf16.
             adopt_head(student, run.load_task_teacher())
         if options.logits is not None:
             rows = train if options.augmented_logits else run.paired_encoded.features["train"]
-            results["logits"] = self._logits(run, student, frozen, rows, asked)
+            results["logits"] = self._logits(run, student, frozen, rows, asked, answers)
         if run.is_main:
             save_student(student, run, student_folder(run))
         for phase in results:
@@ -148,13 +149,14 @@ class TaskStage(Stage):
 
     def _intermediate(
         self, run: Run, student: Student, teacher: PreTrainedModel, train: Dataset, asked: dict[str, float]
-    ) -> FitResult:
+    ) -> tuple[FitResult, Dataset | None]:
+        """With the teacher's logits, where its states were kept and the next phase asks for these of the same rows."""
         options = run.task_options.intermediate
         assert options is not None
         done = _phase_file(run, "intermediate")
         if (finished := _read_phase(done)) is not None:  # the run was stopped in the logits phase
             student.load_state_dict(load_file(done))
-            return finished
+            return finished, None
         objective = Objective(run.task_options.terms()["intermediate"], Match(run.layer_map, run.task.logits))
         both = run.paired_encoded
         held_out = both.batches(both.features["validation"], options)
@@ -163,7 +165,7 @@ class TaskStage(Stage):
             return distillation_loss(student, teacher, objective, held_out, run.accelerator)
 
         began = time.monotonic()
-        states = states_for(run, teacher, train, objective, options)
+        states = states_for(run, teacher, train, objective.teacher_needs | _needs_later(run), objective, options)
         asked["intermediate"] = time.monotonic() - began
         result = fit(
             student,
@@ -179,11 +181,18 @@ class TaskStage(Stage):
         if run.is_main:
             write_tensors(done, student.state_dict())
             write_json(done.with_suffix(".json"), {**dataclasses.asdict(result), "sha256": sha256_of(done)})
-        return result
+        return result, states.logits if states else None
 
     def _logits(
-        self, run: Run, student: Student, teacher: PreTrainedModel, train: Dataset, asked: dict[str, float]
+        self,
+        run: Run,
+        student: Student,
+        teacher: PreTrainedModel,
+        train: Dataset,
+        asked: dict[str, float],
+        answers: Dataset | None,
     ) -> FitResult:
+        """answers: the teacher's logits of these rows where they are known already."""
         options = run.task_options.logits
         assert options is not None
         reads = run.paired_encoded
@@ -192,10 +201,10 @@ class TaskStage(Stage):
             train = reads.encode(_logits_texts(run), "training rows for the student")
         objective = Objective(run.task_options.terms()["logits"], Match(run.layer_map, run.task.logits))
         began = time.monotonic()
-        states = states_for(run, teacher, train, objective, options)
-        logits = states.logits if states else None
+        states = states_for(run, teacher, train, objective.teacher_needs, objective, options)
+        logits = states.logits if states else answers
         alone = objective.teacher_needs == Needs(logits=True) and not run.config.teacher.dropout
-        if alone and (reads is not run.teacher_encoded or asked_again(run, options, len(train))):
+        if logits is None and alone and (reads is not run.teacher_encoded or asked_again(run, options, len(train))):
             logits = self._teacher_logits(run, teacher, train, reads)
         if logits is not None:
             train = concatenate_datasets([train, logits], axis=1)
@@ -244,6 +253,15 @@ def _reads_as_deployed(run: Run) -> bool:
     teacher that reads its own pieces, and where it is asked for them once."""
     by_position = run.task.logits in (Logits.TOKEN_CLASSES, Logits.SPAN) or run.task_options.joint
     return not by_position and not run.config.teacher.dropout
+
+
+def _needs_later(run: Run) -> Needs:
+    """What the logits phase will ask the teacher about the rows of the intermediate phase, beside their states."""
+    options = run.task_options
+    same_rows = options.augmented_logits or run.config.augment is None
+    if options.logits is None or not same_rows or (run.cut is not None and _reads_as_deployed(run)):
+        return Needs()
+    return Needs(logits="logits" in options.terms()["logits"])
 
 
 def _logits_texts(run: Run) -> Dataset:

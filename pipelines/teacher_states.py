@@ -19,16 +19,15 @@ from pipelines.run import Run
 
 
 def states_for(
-    run: Run, teacher: PreTrainedModel, rows: Dataset, objective: Objective, options: TrainingOptions
+    run: Run, teacher: PreTrainedModel, rows: Dataset, needs: Needs, objective: Objective, options: TrainingOptions
 ) -> TeacherStates | None:
-    """The teacher's states of the rows where the run keeps them; None where the teacher must run in every step, and
-    where its logits are all that is compared.
+    """The teacher's states of the rows, as far as `needs` goes, where the run keeps them; None where the teacher must
+    run in every step, and where its logits are all that is compared.
 
     It must where `runtime.states_cache_gb` is 0 or too little, where the teacher has dropout or a loss counts padded
     positions, whose states are not kept, and where no row comes twice and no other run can read them.
     """
     limit = run.config.runtime.states_cache_gb
-    needs = objective.teacher_needs
     layers_needed = dataclasses.replace(needs, logits=False) != Needs()
     if limit == 0 or not layers_needed or not asked_again(run, options, len(rows)):
         return None

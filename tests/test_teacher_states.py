@@ -142,16 +142,14 @@ def test_another_teacher_rows_layers_and_precision_are_not_taken_for_them(shown,
 
 INTERMEDIATE = "task.intermediate={epochs: 2, batch_size: 64, learning_rate: 1e-3, log_every_steps: 1}"
 ALONE = (*FEW_STEPS, INTERMEDIATE, "task.logits=null", "augment=null", "evaluate.undistilled=false", "general=null")
-JOINT = (
-    *ALONE,
-    "task.intermediate=null",
-    "task.joint=true",
-    "task.logits={epochs: 2, batch_size: 64, learning_rate: 1e-3, log_every_steps: 1}",
-)
+BOTH = (*ALONE, "task.logits={epochs: 2, batch_size: 64, learning_rate: 1e-3, log_every_steps: 1}")
+JOINT = (*BOTH, "task.intermediate=null", "task.joint=true")
 
 
 @pytest.mark.parametrize(
-    "settings", [ALONE, JOINT, (*JOINT, "student.vocabulary={size: 90}")], ids=["layers", "joint", "joint, cut"]
+    "settings",
+    [ALONE, BOTH, JOINT, (*JOINT, "student.vocabulary={size: 90}")],
+    ids=["layers", "both", "joint", "joint, cut"],
 )
 def test_a_run_with_states_gives_the_student_of_one_without(
     settings: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -165,9 +163,12 @@ def test_a_run_with_states_gives_the_student_of_one_without(
 
     monkeypatch.setattr("pipelines.task.fit", watched)
     succeed(TINY, *settings, "--output", tmp_path / "steps")
+    without = len(asked)
+    # What is said of rows that were read for their states is known from there.
+    monkeypatch.setattr("pipelines.task.teacher_logits", lambda *given, **options: pytest.fail("asked again"))
     succeed(TINY, *settings, "runtime.states_cache_gb=1", "--output", tmp_path / "kept")
     assert issubclass(asked[0], PreTrainedModel)
-    assert asked[1] is TeacherStates
+    assert asked[without] is TeacherStates
     ours, theirs = (load_file(tmp_path / run / "task/student/model.safetensors") for run in ("kept", "steps"))
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-4, atol=1e-5)
