@@ -253,6 +253,14 @@ def test_a_choice_among_none_tells_each_loss() -> None:
         choose(table(a=(float("nan"), 1, 1)), "accuracy", 0.90, 0.5)
 
 
+def _products_saturate() -> bool:
+    """Whether the processor adds two products of eight bits in sixteen, which is too few: x86 without VNNI."""
+    flags = Path("/proc/cpuinfo")
+    text = flags.read_text() if flags.is_file() else ""
+    return "avx2" in text and "vnni" not in text
+
+
+@pytest.mark.skipif(_products_saturate(), reason="int8 products saturate on this processor (no VNNI): deployment.md")
 @pytest.mark.parametrize("name", RECIPES)
 def test_eight_bits_are_within_the_rounding_of_eight_bits(name: str, tmp_path: Path) -> None:
     """y = x W: with one scale a column an error of at most half a step in each factor, summed over 32 products."""

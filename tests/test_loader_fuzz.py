@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import pyarrow
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -268,6 +268,7 @@ def test_a_stages_record_is_taken_only_where_it_holds_what_is_read_of_it(tmp_pat
     assert record is None or {"key", "inputs", "after"} <= record.keys()
 
 
+@example(json.dumps({"files": {"\n": None, STATE: None}, "best": None}).encode())
 @_examples(
     300,
     damaged(_manifest())
