@@ -14,7 +14,7 @@ else runs; how many that is follows from the step's cost, probed once and kept b
 quality_step_seconds.json: another machine trains as many steps. What making the first weights takes is paid out of the
 budget, and one pass of the teacher over the rows where its answers are kept; validation, test and loading come on top.
 Weights are chosen on validation rows, which are in neither training nor test. No system
-has general distillation or augmentation.
+has general distillation, and none but `default`, where tokens are classified, has augmentation.
 
 Keys of the JSON: runs, each with task, system, size, seed, budget_seconds, value (of the task's metric on the reported
 rows), teacher (its teacher's value), validation, metrics, parameters, steps, training_seconds and cpu_seconds; rows,

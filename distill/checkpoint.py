@@ -264,8 +264,8 @@ def damage_of(checkpoint: Path) -> str | None:
         if STATE not in files:
             return f"{MANIFEST} names no {STATE}"
         names = [*files, *([best["file"]] if best is not None else [])]
-        if not all(name.isprintable() for name in names):
-            raise ValueError("a name that is none of ours")  # and would break the message
+        if strange := [name for name in names if not name.isprintable()]:
+            return f"{MANIFEST} names {strange[0]!a}, which is no file of a checkpoint"
         elsewhere = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]
         elsewhere += [best["file"]] if best is not None and Path(best["file"]).name != best["file"] else []
         if elsewhere:

@@ -98,23 +98,24 @@ class TaskStage(Stage):
         figures["first_weights_seconds"] = time.monotonic() - began
         frozen = run.frozen_for_training(teacher)
         results: dict[str, FitResult] = {}
-        asked: dict[str, float] = {}
+        teacher_seconds: dict[str, float] = {}
         answers: Dataset | None = None
         if options.intermediate is not None:
-            results["intermediate"], answers = self._intermediate(run, student, frozen, train, asked)
+            results["intermediate"], answers = self._intermediate(run, student, frozen, train, teacher_seconds)
             # Read anew in float32: the frozen one may be in bf16.
             adopt_head(student, run.load_task_teacher())
         if options.logits is not None:
             rows = train if options.augmented_logits else run.paired_encoded.features["train"]
-            results["logits"] = self._logits(run, student, frozen, rows, asked, answers)
+            results["logits"] = self._logits(run, student, frozen, rows, answers, teacher_seconds)
         if run.is_main:
             save_student(student, run, student_folder(run))
         for phase in results:
             run.checkpoints("task", phase).clear()
             if run.is_main:
                 shutil.rmtree(_phase_file(run, phase).parent, ignore_errors=True)
-                shutil.rmtree(_own_logits(run), ignore_errors=True)
-                shutil.rmtree(own_states(run), ignore_errors=True)
+        if run.is_main:
+            shutil.rmtree(_own_logits(run), ignore_errors=True)
+            shutil.rmtree(own_states(run), ignore_errors=True)
         return {
             **figures,
             "training_rows": len(train),
@@ -125,7 +126,7 @@ class TaskStage(Stage):
                 name: {
                     **result.figures(),
                     "seconds": result.seconds,
-                    "teacher_seconds": asked.get(name, 0.0),
+                    "teacher_seconds": teacher_seconds.get(name, 0.0),
                     "validation": result.best,
                 }
                 for name, result in results.items()
@@ -148,25 +149,31 @@ class TaskStage(Stage):
         return student
 
     def _intermediate(
-        self, run: Run, student: Student, teacher: PreTrainedModel, train: Dataset, asked: dict[str, float]
+        self, run: Run, student: Student, teacher: PreTrainedModel, train: Dataset, teacher_seconds: dict[str, float]
     ) -> tuple[FitResult, Dataset | None]:
-        """With the teacher's logits, where its states were kept and the next phase asks for these of the same rows."""
+        """With the teacher's logits, where its states are kept and the next phase asks for these of the same rows.
+        teacher_seconds: takes what asking the teacher beforehand took, by phase."""
         options = run.task_options.intermediate
         assert options is not None
         done = _phase_file(run, "intermediate")
-        if (finished := _read_phase(done)) is not None:  # the run was stopped in the logits phase
-            student.load_state_dict(load_file(done))
-            return finished, None
+        finished = _read_phase(done)
+        later = _needs_later(run)
         objective = Objective(run.task_options.terms()["intermediate"], Match(run.layer_map, run.task.logits))
+        began = time.monotonic()
+        states = None
+        if finished is None or later.logits:
+            states = states_for(run, teacher, train, objective.teacher_needs | later, objective, options)
+        logits = states.logits if states else None
+        teacher_seconds["intermediate"] = time.monotonic() - began
+        if finished is not None:  # the run was stopped in the logits phase
+            student.load_state_dict(load_file(done))
+            return finished, logits
         both = run.paired_encoded
         held_out = both.batches(both.features["validation"], options)
 
         def validate() -> dict[str, float]:
             return distillation_loss(student, teacher, objective, held_out, run.accelerator)
 
-        began = time.monotonic()
-        states = states_for(run, teacher, train, objective.teacher_needs | _needs_later(run), objective, options)
-        asked["intermediate"] = time.monotonic() - began
         result = fit(
             student,
             states or teacher,
@@ -181,7 +188,7 @@ class TaskStage(Stage):
         if run.is_main:
             write_tensors(done, student.state_dict())
             write_json(done.with_suffix(".json"), {**dataclasses.asdict(result), "sha256": sha256_of(done)})
-        return result, states.logits if states else None
+        return result, logits
 
     def _logits(
         self,
@@ -189,8 +196,8 @@ class TaskStage(Stage):
         student: Student,
         teacher: PreTrainedModel,
         train: Dataset,
-        asked: dict[str, float],
         answers: Dataset | None,
+        teacher_seconds: dict[str, float],
     ) -> FitResult:
         """answers: the teacher's logits of these rows where they are known already."""
         options = run.task_options.logits
@@ -208,7 +215,7 @@ class TaskStage(Stage):
             logits = self._teacher_logits(run, teacher, train, reads)
         if logits is not None:
             train = concatenate_datasets([train, logits], axis=1)
-        asked["logits"] = time.monotonic() - began
+        teacher_seconds["logits"] = time.monotonic() - began
         return fit(
             student,
             states or teacher,

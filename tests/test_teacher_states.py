@@ -23,7 +23,7 @@ from distill.layer_map import LayerMap
 from distill.losses import AttentionLoss, EmbeddingLoss, HiddenLoss, Logits, LossTerm, Match, RelationLoss
 from distill.objective import Objective
 from distill.teacher_states import TeacherStates, state_layout, teacher_states
-from tests.builders import FEW_STEPS, TINY, encoded_rows, succeed
+from tests.builders import FEW_STEPS, TINY, encoded_rows, run_cli, succeed
 
 LENGTHS = [5, 12, 3, 9, 16, 7, 4]
 NEEDS = Needs(hidden=frozenset({0, 2}), attention=frozenset({1, 4}))
@@ -173,6 +173,29 @@ def test_a_run_with_states_gives_the_student_of_one_without(
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-4, atol=1e-5)
     assert not (tmp_path / "kept" / "task" / "teacher_states").exists()
+
+
+def test_a_run_stopped_in_the_logits_phase_goes_on_with_the_same_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = (TINY, *BOTH, "runtime.states_cache_gb=1")
+    succeed(*kept, "--output", tmp_path / "whole")
+    fit = training.fit
+
+    def stopped(*given: Any, **options: Any) -> Any:
+        if options["name"] == "task.logits":
+            raise RuntimeError("the power went")
+        return fit(*given, **options)
+
+    monkeypatch.setattr("pipelines.task.fit", stopped)
+    assert run_cli(*kept, "--output", tmp_path / "stopped").status != 0
+    assert (tmp_path / "stopped" / "task" / "intermediate" / "student.safetensors").is_file()
+    monkeypatch.setattr("pipelines.task.fit", fit)
+    monkeypatch.setattr(module, "_states", lambda *given: pytest.fail("computed again"))
+    monkeypatch.setattr("pipelines.task.teacher_logits", lambda *given, **options: pytest.fail("asked again"))
+    succeed(*kept, "--output", tmp_path / "stopped")
+    ours, theirs = (load_file(tmp_path / run / "task/student/model.safetensors") for run in ("stopped", "whole"))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
 @pytest.mark.parametrize(
