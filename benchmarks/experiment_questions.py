@@ -19,8 +19,10 @@ START = System(
     {},
 )
 """The recipe that the search started from: TinyBERT's two phases, at rates for short trainings."""
-TASK_NAMES = ("trec", "stsb", "wnut17", "sst2")
+TASK_NAMES = ("trec", "stsb", "wnut17", "sst2", "mrpc")
 """Of quality.py's seven: few rows and many, one text and two, numbers and tokens."""
+RATE = 1e-3
+"""Of the joint phase, once it was found."""
 
 Way = Callable[[System], System]
 
@@ -88,8 +90,32 @@ def _section(name: str, **changes: Any) -> Way:
     return lambda system: replace(system, sections={**system.sections, name: changes})
 
 
-def _copies(count: int) -> Way:
-    return lambda system: replace(system, copies={TASKS[name].type: count for name in TASK_NAMES})
+def _copies(count: int, kept: bool = False) -> Way:
+    """kept: the teacher's answers about them are, which pays where they come more than once."""
+    return lambda system: replace(system, copies={TASKS[name].type: count for name in TASK_NAMES}, keeps_copies=kept)
+
+
+def _short(*changes: Way, copies: int = 10) -> Way:
+    """The joint phase at its rate on augmented copies, and what is changed of it."""
+
+    def made(system: System) -> System:
+        system = _then(_joint_balanced(learning_rate=RATE), _copies(copies))(system)
+        for change in changes:
+            system = change(system)
+        return system
+
+    return made
+
+
+def _labels_alone(rate: float, initialization: str = "random") -> Way:
+    """The undistilled student's."""
+    return lambda system: replace(
+        system,
+        phases={"logits": {"learning_rate": rate}},
+        shares={"logits": 1.0},
+        losses={"logits": None, "labels": {}},
+        student={"initialization": initialization},
+    )
 
 
 def _general(steps: int) -> Way:
@@ -171,9 +197,42 @@ QUESTIONS: Mapping[str, Question] = {
             "joint-balance-copies-10": _then(_joint_balanced(), _copies(10)),
             "joint-balance-1e-3-copies-10": _then(_joint_balanced(learning_rate=1e-3), _copies(10)),
             "joint-balance-2e-3-copies-10": _then(_joint_balanced(learning_rate=2e-3), _copies(10)),
+            "joint-balance-1e-3-copies-30": _then(_joint_balanced(learning_rate=RATE), _copies(30)),
+            "joint-balance-1e-3-kept-3": _then(_joint_balanced(learning_rate=RATE), _copies(3, kept=True)),
         },
         "ten copies for wnut17: 0.4857 for 0.4741 at 5e-4, though in 381 steps for 563; default where tokens are "
         "classified, elsewhere not tried",
+        costs=True,
+    ),
+    "short": Question(
+        "what else may help the joint phase at 1e-3 on ten copies (base: two phases)",
+        {
+            "short-temperature-2": _short(_losses(logits={"temperature": 2})),
+            "short-logits-3": _short(_losses(logits={"weight": 3})),
+            "short-batch-16": _short(_logits(batch_size=16)),
+            "short-no-attention": _short(_losses(attention=None)),
+            "short-last": _short(_section("layer_map", strategy="last")),
+            "short-probability-0.7": _short(_section("augment", copies=10, probability=0.7)),
+            "short-labels-0.5": _short(_losses(labels={"weight": 0.5})),
+            "short-dropout": _short(_student(dropout=0.1)),
+            "short-two-phases": _then(
+                _then(
+                    _intermediate(learning_rate=1e-3, balance="gradient", measure_gradients_every_steps=50),
+                    _logits(learning_rate=4e-4),
+                ),
+                _copies(10),
+            ),
+        },
+        costs=True,
+    ),
+    "undistilled": Question(
+        "labels alone, from random weights or from the cut (base: two phases)",
+        {
+            "labels-5e-4": _labels_alone(5e-4),
+            "labels-1e-3": _labels_alone(1e-3),
+            "labels-2e-4-cut": _labels_alone(2e-4, "teacher"),
+            "labels-5e-4-cut": _labels_alone(5e-4, "teacher"),
+        },
         costs=True,
     ),
     "general": Question(

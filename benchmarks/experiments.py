@@ -12,7 +12,8 @@ docs/experiments.md from the JSON alone.
 
 No test row is read. What is reported is the figure by which the weights were chosen, the best of some, and a little
 high for every way alike; ways are compared in pairs, by task and seed. What a step costs is kept beside the figures, in
-experiments_step_seconds.json: ways that cost the same take as many steps, whenever they are run.
+experiments_step_seconds_PRECISION.json: ways that cost the same take as many steps, whenever they are run. Machines
+with bf16 products take many more in the time than those without, and have tables of their own.
 
 Keys of the JSON: runs, each with task, way, seed, budget_seconds, value, metric, steps, training_seconds, cpu_seconds.
 """
@@ -36,7 +37,7 @@ from transformers.utils import logging
 
 from benchmarks.experiment_questions import BASE, QUESTIONS, START, TASK_NAMES
 from benchmarks.quality_cells import Cell, measure
-from benchmarks.quality_tasks import TASKS
+from benchmarks.quality_tasks import TASKS, runtime
 from benchmarks.run_file import Run, chosen, costs_of, locked, read_runs
 from distill.checkpoint import write_json, write_text
 from distill.settings import UserError
@@ -82,15 +83,15 @@ def run(way: str, task: str, seed: int, seconds: float, data: Path, work: Path, 
 
 
 def _key(run: Run) -> tuple[Any, ...]:
-    return run["way"], run["task"], run["seed"], run["budget_seconds"]
+    return run["way"], run["task"], run["seed"], run["budget_seconds"], run["precision"]
 
 
 def report(runs: Sequence[Run]) -> str:
     """docs/experiments.md."""
     lines = [PREFACE]
-    for budget in sorted({run["budget_seconds"] for run in runs}):
-        own = [run for run in runs if run["budget_seconds"] == budget]
-        lines += [f"{budget:g} seconds:", ""]
+    for budget, precision in sorted({(run["budget_seconds"], run["precision"]) for run in runs}):
+        own = [run for run in runs if (run["budget_seconds"], run["precision"]) == (budget, precision)]
+        lines += [f"{budget:g} seconds in {precision}:", ""]
         tasks = [name for name in TASK_NAMES if any(run["task"] == name for run in own)]
         lines += [_table_head(own, tasks), "|---|" + "---|" * (len(tasks) + 3)]
         if any(run["way"] == BASE for run in own):
@@ -99,8 +100,7 @@ def report(runs: Sequence[Run]) -> str:
             known = [way for way in question.ways if any(run["way"] == way for run in own)]
             texts = [(question.asks, question.decision), *[("", "")] * len(known)]
             lines += [_row(asks, way, own, tasks, told) for way, (asks, told) in zip(known, texts, strict=False)]
-        machines = sorted({f"{run['cpu']}, {run['precision']}" for run in own})
-        lines += ["", f"Measured on: {'; '.join(machines)}.", ""]
+        lines += ["", f"Measured on: {'; '.join(sorted({run['cpu'] for run in own}))}.", ""]
     missing = [way for question in QUESTIONS.values() for way in question.ways if way not in {r["way"] for r in runs}]
     if missing:
         lines += [f"Not run: {', '.join(missing)}.", ""]
@@ -157,10 +157,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.data is None or not options.data.is_dir():
             raise UserError("--data: give the folder that holds trec/, stsb/ and the others.")
         options.work.mkdir(parents=True, exist_ok=True)
+        precision = runtime()["precision"]
+        costs = costs_of(options.output, precision)
         for way, task, seed in grid(questions, tasks, list(map(int, seeds))):
-            if (way, task, seed, options.seconds) in map(_key, read_runs(options.output)):
+            if (way, task, seed, options.seconds, precision) in map(_key, read_runs(options.output)):
                 continue
-            found = run(way, task, seed, options.seconds, options.data, options.work, costs_of(options.output))
+            found = run(way, task, seed, options.seconds, options.data, options.work, costs)
             with locked(options.output):
                 write_json(options.output, {"runs": [*read_runs(options.output), found]})
             print(f"{way} {task} seed {seed}: {found['metric']} {found['value']:.4f}", flush=True)

@@ -22,10 +22,12 @@ from benchmarks.run_file import locked
 from benchmarks.textbrewer import TextBrewer
 from distill.checkpoint import write_json
 from distill.config import Config, parse_config
+from distill.data import Placement
 from distill.settings import UserError
 from distill.students import build_student
 from distill.training import TrainingOptions
 from pipelines.encoded import Encoded
+from pipelines.general import initialize
 from pipelines.machine import machine
 from pipelines.pipeline import prepare, run_stages
 from pipelines.run import Run, close_run, open_run
@@ -70,8 +72,15 @@ class System:
     keeps_copies: bool = False
 
 
+@dataclass(frozen=True)
+class Peer:
+    """TextBrewer's loops and losses; initialization: of the student that they train, which is left to their user."""
+
+    initialization: str
+
+
 _EPOCHS = {"paper": (20, 3), "reference": (10, 3)}
-SYSTEMS: Mapping[str, System | None] = {
+SYSTEMS: Mapping[str, System | Peer] = {
     "undistilled": System(
         "default",
         {"logits": {"learning_rate": 5e-4}},
@@ -99,18 +108,25 @@ SYSTEMS: Mapping[str, System | None] = {
         )
         for name, (first, last) in _EPOCHS.items()
     },
-    "textbrewer": None,
+    "textbrewer": Peer("random"),
+    "textbrewer-cut": Peer("teacher"),
 }
 """Students; the presets keep their own rates and the ratio of their phases' epochs."""
 
 
+def fits(system: str, size: str) -> bool:
+    """Whether there is such a student: the peer compares what both models read piece by piece, and cannot map a cut
+    vocabulary."""
+    return not (isinstance(SYSTEMS[system], Peer) and "vocabulary" in SIZES[size].changes)
+
+
 @dataclass(frozen=True)
 class Cell:
-    """What one run measures; recipe: what the system named is, None for the peer."""
+    """What one run measures; recipe: what the system named is."""
 
     task: Task
     system: str
-    recipe: System | None
+    recipe: System | Peer
     size: str
     seed: int
     seconds: float
@@ -163,13 +179,13 @@ def measure(cell: Cell, data: Path, work: Path, costs: Path, *, reported: str = 
             measured once and written there: a cell has the same number of steps whenever and wherever it is run.
     """
     make_teacher(cell.task, data, work)
-    if cell.recipe is not None and cell.recipe.general_steps:
+    if isinstance(cell.recipe, System) and cell.recipe.general_steps:
         first = str(general_student(cell.recipe.general_steps, cell.size, data, work))
         student = {**cell.recipe.student, "initialization": first}
         cell = replace(cell, recipe=replace(cell.recipe, student=student))
     with tempfile.TemporaryDirectory(prefix="probe-", dir=work) as scratch:
         steps = _steps(cell, work, costs, Path(scratch))
-        if cell.recipe is None:
+        if isinstance(cell.recipe, Peer):
             return _textbrewer(cell, work, Path(scratch), steps)
     # Beside other cells' folders: a stopped cell goes on from its checkpoint.
     folder = work / "runs" / "-".join(str(value) for value in cell.key.values())
@@ -265,12 +281,13 @@ def _figures(run: Run, model: PreTrainedModel, rows: Encoded, reported: str = "t
 def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], answers: Path) -> Config:
     """answers: where the teacher's logits and states lie, if rows come often enough to keep them."""
     system, size = cell.recipe, SIZES[cell.size]
-    copies = system.copies.get(cell.task.type, 0) if system else 0
-    keeps = cell.task.keeps_answers and (system is None or not copies or system.keeps_copies)
-    phases: dict[str, Any] = dict.fromkeys(("intermediate", "logits"))
-    losses: Mapping[str, Any] = {}
-    if system is not None:
-        losses = system.losses
+    if isinstance(system, Peer):
+        # Whose phases are its own; the pipeline is asked for rows and for the first student.
+        phase = {"batch_size": BATCH_SIZE}
+        system = System("default", {"logits": phase}, {}, {}, {"initialization": system.initialization})
+        phases: dict[str, Any] = {"intermediate": None, "logits": phase}
+    else:
+        phases = dict.fromkeys(("intermediate", "logits"))
         for name, count in steps.items():
             phases[name] = {
                 "batch_size": BATCH_SIZE,
@@ -280,21 +297,21 @@ def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], answ
                 "evaluate_every_steps": max(1, count // VALIDATIONS[name]),
                 "save_every_steps": max(200, count),
             }
-    else:
-        phases["logits"] = {"batch_size": BATCH_SIZE}
+    copies = system.copies.get(cell.task.type, 0)
+    keeps = cell.task.keeps_answers and (not copies or system.keeps_copies)
     return parse_config(
         {
-            "preset": system.preset if system else "default",
+            "preset": system.preset,
             "output": str(folder),
             "seed": cell.seed,
             "teacher": {"model": str(work / "teachers" / cell.task.name / "teacher" / "model")},
-            "student": {**size.student(), **(system.student if system else {"initialization": "random"})},
+            "student": {**size.student(), **system.student},
             "data": cell.task.data(work / "rows" / cell.task.name),
             "task": {
                 "type": cell.task.type,
                 "metric": cell.task.metric,
-                "losses": losses,
-                **(system.task if system else {}),
+                "losses": system.losses,
+                **system.task,
                 **phases,
             },
             "evaluate": {"undistilled": False},
@@ -303,14 +320,14 @@ def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], answ
                 **runtime(),
                 **({"logits_cache": str(answers), "states_cache_gb": STATES_GB} if keeps else {}),
             },
-            **(system.sections if system else {}),
+            **system.sections,
         }
     )
 
 
 def _steps(cell: Cell, work: Path, costs: Path, scratch: Path) -> dict[str, int]:
     """Steps of each phase that its share of the budget pays, less what comes before the first one."""
-    shares = cell.recipe.shares if cell.recipe else TEXTBREWER_SHARES
+    shares = cell.recipe.shares if isinstance(cell.recipe, System) else TEXTBREWER_SHARES
     kind = f"{cell.task.name}/{cell.costs_like or cell.system}/{cell.size}"
     known = _read_costs(costs).get(kind, {})
     if not shares.keys() <= known.keys():
@@ -328,9 +345,8 @@ def _read_costs(file: Path) -> dict[str, dict[str, float]]:
 def _costs(cell: Cell, work: Path, scratch: Path) -> dict[str, float]:
     """Seconds of a step by phase, of making the first weights, of asking the teacher about the rows once, and of making
     the augmented ones."""
-    if cell.recipe is None:
-        steps = {phase: _peer_step(cell, phase, work, scratch) for phase in TEXTBREWER_SHARES}
-        return {FIRST_WEIGHTS: 0.0, TEACHER_PASS: 0.0, AUGMENTATION: 0.0, **steps}
+    if isinstance(cell.recipe, Peer):
+        return _peer_costs(cell, work, scratch)
     phases = {name: {**options, "log_every_steps": READ_EVERY} for name, options in cell.recipe.phases.items()}
     probed = replace(cell, recipe=replace(cell.recipe, phases=phases))
     folder = scratch / "probe"
@@ -354,17 +370,23 @@ def _costs(cell: Cell, work: Path, scratch: Path) -> dict[str, float]:
     return costs
 
 
-def _peer_step(cell: Cell, phase: str, work: Path, scratch: Path) -> float:
-    with _opened(_config(cell, work, scratch / phase, {}, scratch / "answers")) as run:
+def _peer_costs(cell: Cell, work: Path, scratch: Path) -> dict[str, float]:
+    costs = dict.fromkeys((FIRST_WEIGHTS, TEACHER_PASS, AUGMENTATION), 0.0)
+    with _opened(_config(cell, work, scratch / "probe", {}, scratch / "answers")) as run:
         prepare(run, only=["task"])
-        brewer, batches = _brewer(cell, run, phase, _first_student(cell, run)), _plain(run)
-        seconds = []
-        for _ in range(PROBE_STEPS // READ_EVERY):
-            own = [next(batches) for _ in range(READ_EVERY)]
-            began = time.monotonic()
-            brewer.train(own)
-            seconds.append((time.monotonic() - began) / READ_EVERY)
-    return min(seconds)
+        began = time.monotonic()
+        student = _first_student(cell, run)
+        costs[FIRST_WEIGHTS] = time.monotonic() - began
+        batches = _plain(run)
+        for phase in TEXTBREWER_SHARES:
+            brewer, seconds = _brewer(cell, run, phase, student), []
+            for _ in range(PROBE_STEPS // READ_EVERY):
+                own = [next(batches) for _ in range(READ_EVERY)]
+                began = time.monotonic()
+                brewer.train(own)
+                seconds.append((time.monotonic() - began) / READ_EVERY)
+            costs[phase] = min(seconds)
+    return costs
 
 
 def _textbrewer(cell: Cell, work: Path, scratch: Path, steps: Mapping[str, int]) -> dict[str, Any]:
@@ -404,8 +426,12 @@ def _textbrewer(cell: Cell, work: Path, scratch: Path, steps: Mapping[str, int])
 
 
 def _first_student(cell: Cell, run: Run) -> PreTrainedModel:
-    width = run.checkpoint.config.hidden_size
-    return build_student(run.student_config(), run.task, run.config.student, width, cell.seed).model
+    teacher = run.load_task_teacher()
+    student = build_student(run.student_config(), run.task, run.config.student, teacher.config.hidden_size, cell.seed)
+    options = TrainingOptions(batch_size=BATCH_SIZE)
+    rows = run.encoded.batches(run.encoded.features["train"], options, placement=Placement())
+    initialize(run, student, teacher, rows)
+    return student.model
 
 
 def _brewer(cell: Cell, run: Run, phase: str, student: PreTrainedModel) -> TextBrewer:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality_cells import SYSTEMS
+from benchmarks.quality_cells import SYSTEMS, fits
 from benchmarks.quality_tasks import SIZES, TASKS
 from distill.checkpoint import write_text
 from distill.settings import UserError
@@ -96,10 +96,7 @@ def _missing(rows: Sequence[Row], kinds: Sequence[tuple[str, str]]) -> list[str]
     if absent:
         lines.append(f"Tasks of which nothing was run: {', '.join(absent)}.")
     unseen = [
-        f"{size} {system}"
-        for size in SIZES
-        for system in SYSTEMS
-        if (system, size) not in kinds and (size, system) != ("tiny", "textbrewer")
+        f"{size} {system}" for size in SIZES for system in SYSTEMS if (system, size) not in kinds and fits(system, size)
     ]
     if unseen:
         lines.append(f"Systems of which nothing was run: {', '.join(unseen)}.")

@@ -15,9 +15,11 @@ from distill.settings import UserError
 Run = dict[str, Any]
 
 
-def costs_of(file: Path) -> Path:
-    """Beside the runs: what a training step of each kind took where it was first measured."""
-    return file.with_name(f"{file.stem}_step_seconds.json")
+def costs_of(file: Path, precision: str | None = None) -> Path:
+    """Beside the runs: what a training step of each kind took where it was first measured; of each precision where
+    machines that have another are not to take as many."""
+    name = "_".join(part for part in (file.stem, "step_seconds", precision) if part)
+    return file.with_name(f"{name}.json")
 
 
 def read_runs(file: Path) -> list[Run]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -44,6 +44,23 @@ class Activations:
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
     attention: Mapping[int, AttentionInputs] = field(default_factory=dict)
     logits: Tensor | None = None
+
+    def at(self, positions: Tensor) -> Activations:
+        """What was found at `positions` (B, U) of each row's T, in their order: U stands in the place of T."""
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
+
+        def of_heads(values: Tensor) -> Tensor:  # (B, H, T, d); the indexed dimensions come first
+            return values[rows, :, positions].transpose(1, 2)
+
+        by_position = self.logits is not None and self.logits.dim() == 3
+        return Activations(
+            {index: states[rows, positions] for index, states in self.hidden.items()},
+            {
+                layer: replace(seen, query=of_heads(seen.query), key=of_heads(seen.key), value=of_heads(seen.value))
+                for layer, seen in self.attention.items()
+            },
+            self.logits[rows, positions] if by_position and self.logits is not None else self.logits,
+        )
 
 
 def model_inputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

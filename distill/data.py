@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from distill import bbc_news, tiny
 from distill.rows import canonical_rows, check_forms
 from distill.settings import UserError, settings
+from distill.spelling import Spelling
 from distill.tasks import Columns, TaskType
 
 EMBEDDED = {"bbc_news": bbc_news, "tiny": tiny}
@@ -245,15 +246,23 @@ def fingerprint(rows: Dataset) -> str:
 
 
 class Collator:
-    """Pads encoded rows to their longest, rounded up to a multiple of 8 for the matrix units, or to `length`."""
+    """Pads encoded rows to their longest, rounded up to a multiple of 8 for the matrix units, or to `length`.
+    With `spelling` a batch holds what a student of a cut vocabulary reads as well."""
 
     multiple = 8
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: TaskType | None, *, length: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        task: TaskType | None,
+        *,
+        length: int | None = None,
+        spelling: Spelling | None = None,
+    ) -> None:
         pad = tokenizer.pad_token_id
         if pad is None:
             raise UserError("teacher.model: its tokenizer has no padding token. Add one to the tokenizer's folder.")
-        self.pad, self.task, self.length = pad, task, length
+        self.pad, self.task, self.length, self.spelling = pad, task, length, spelling
 
     def __call__(self, rows: Mapping[str, list[Any]], weights: Sequence[float]) -> dict[str, Tensor]:
         ids = rows["input_ids"]
@@ -266,6 +275,8 @@ class Collator:
         }
         if "token_type_ids" in rows:
             batch["token_type_ids"] = _padded(rows["token_type_ids"], length, 0)
+        if self.spelling is not None:
+            batch |= self.spelling.batch(ids, rows.get("token_type_ids"), length)
         if self.task is not None:
             batch["labels"] = torch.from_numpy(self.task.pad_labels(rows["labels"], length))
             if "teacher_logits" in rows:

@@ -17,6 +17,7 @@ from distill.activations import Activations, Needs, capture
 from distill.attention import show_attention
 from distill.families import Shape, inner_width, shaped_config
 from distill.settings import UserError, settings
+from distill.spelling import POSITIONS, own_inputs
 from distill.tasks import TaskType
 from distill.vocabulary import CutVocabulary, VocabularyOptions
 
@@ -82,8 +83,9 @@ class Student(nn.Module):
     The projections are inside this module's forward, so that DDP sees and reduces their gradients; `model` is what is
     exported.
 
-    With `vocabulary` the batches are in the teacher's pieces, position by position, and the model sees its own number
-    of each, the unknown piece where it has none.
+    With `vocabulary` the batches are in the teacher's pieces. The model reads its own spelling of them, where the batch
+    holds one (see spelling.py), and is seen at the teacher's positions; else its own number of each piece, that of the
+    unknown one where it has none.
     """
 
     to_student: Tensor | None
@@ -100,12 +102,15 @@ class Student(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor], needs: Needs) -> Activations:
         """What `needs` names of the student, hidden states (B, T, teacher width)."""
-        activations = capture(self.model, self.own_pieces(batch), needs)
+        if spelt := own_inputs(batch):
+            activations = capture(self.model, spelt, needs).at(batch[POSITIONS])
+        else:
+            activations = capture(self.model, self.own_pieces(batch), needs)
         projected = {index: self.project(index, hidden) for index, hidden in activations.hidden.items()}
         return replace(activations, hidden=projected)
 
     def own_pieces(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """A batch in the teacher's pieces as the model takes it."""
+        """A batch in the teacher's pieces as the model takes it, position by position."""
         if self.to_student is None:
             return batch
         return {**batch, "input_ids": self.to_student[batch["input_ids"]]}

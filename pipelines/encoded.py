@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.data import Batches, Collator, Placement, RowStates, tokenize
 from distill.evaluation import evaluate_model, predict_share, score
+from distill.spelling import Spelling
 from distill.training import TrainingOptions, Validation
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class Encoded:
 
     run: Run
     tokenizer: PreTrainedTokenizerBase
+    spelling: Spelling | None = None
+    """Of a student of a cut vocabulary, whose training batches have its own pieces beside these."""
 
     @cached_property
     def features(self) -> dict[str, Dataset]:
@@ -51,7 +54,7 @@ class Encoded:
         """Training steps over encoded rows, this process's share of them where no other placement is given."""
         data = self.run.config.data
         length = data.max_length if data.padding == "max_length" else None
-        collator = Collator(self.tokenizer, self.run.task, length=length)
+        collator = Collator(self.tokenizer, self.run.task, length=length, spelling=self.spelling)
         return self.run.batches(features, options, collator, placement, states)
 
     def validation(self, model: PreTrainedModel) -> Validation:

@@ -93,8 +93,7 @@ def batches(run: Run, placement: Placement) -> TrainingSource:
     """Training steps over the corpus."""
     options = _options(run)
     length = options.max_length if run.config.data.padding == "max_length" else None
-    # Layers are compared, so both read the teacher's pieces; see students.Student for a cut vocabulary.
-    collator = Collator(run.checkpoint.tokenizer, None, length=length)
+    collator = Collator(run.checkpoint.tokenizer, None, length=length, spelling=run.spelling)
     if not options.streaming:
         return run.batches(_sequences(run, _documents(run)), options.training, collator, placement)
     rows = load_corpus(options.corpus, streaming=True)

@@ -28,9 +28,11 @@ from distill.attention import show_attention
 from distill.checkpoint import Checkpoints
 from distill.config import Config, TaskOptions, load_config, to_plain
 from distill.data import Batches, Collator, Placement, RowStates, TaskData, fingerprint, load_task_data
+from distill.families import positions
 from distill.interruption import Interruption
 from distill.layer_map import LayerMap, build_layer_map
 from distill.settings import UserError
+from distill.spelling import Spelling
 from distill.students import student_config
 from distill.tasks import TASKS, TaskType
 from distill.teachers import Checkpoint, load_teacher, open_checkpoint, open_tokenizer, vocabulary_hash, weights_hash
@@ -168,11 +170,18 @@ class Run:
         alone = self.config.student.vocabulary is not None or self.tokenizers_differ
         return Encoded(self, self.checkpoint.tokenizer) if alone else self.encoded
 
-    @property
+    @cached_property
+    def spelling(self) -> Spelling | None:
+        """How a student of a cut vocabulary spells what is in the teacher's pieces."""
+        if self.cut is None:
+            return None
+        return Spelling(self.cut, self.checkpoint.tokenizer, positions(self.student_source.config))
+
+    @cached_property
     def paired_encoded(self) -> Encoded:
-        """The task's rows as both read them position by position, where pieces correspond: the teacher's, which a
-        student of a cut vocabulary maps to its own (students.Student); else as the student reads them."""
-        return self.teacher_encoded if self.cut is not None else self.encoded
+        """The task's rows as both read them, where pieces correspond: in the teacher's, with a student's own spelling
+        of them where its vocabulary is cut; else as the student reads them."""
+        return Encoded(self, self.checkpoint.tokenizer, self.spelling) if self.cut is not None else self.encoded
 
     def batches(
         self,

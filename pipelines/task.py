@@ -21,7 +21,7 @@ from distill.checkpoint import sha256_of, write_folder, write_json, write_tensor
 from distill.config import Config, TaskOptions, to_plain
 from distill.data import Placement
 from distill.initialization import adopt_head
-from distill.losses import Logits, Match, check_models
+from distill.losses import Match, check_models
 from distill.objective import Objective
 from distill.settings import UserError
 from distill.students import Student, build_student, load_body
@@ -30,7 +30,6 @@ from distill.teachers import check_length, vocabulary_hash
 from distill.training import FitResult, TrainingOptions, Validation, distillation_loss, fit
 from pipelines import general, vocabulary
 from pipelines.augment import training_rows
-from pipelines.encoded import Encoded
 from pipelines.estimate import training_work
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
@@ -202,17 +201,13 @@ class TaskStage(Stage):
         """answers: the teacher's logits of these rows where they are known already."""
         options = run.task_options.logits
         assert options is not None
-        reads = run.paired_encoded
-        if run.cut is not None and _reads_as_deployed(run):
-            reads, student = run.encoded, Student(student.model, student.projections)
-            train = reads.encode(_logits_texts(run), "training rows for the student")
         objective = Objective(run.task_options.terms()["logits"], Match(run.layer_map, run.task.logits))
         began = time.monotonic()
         states = states_for(run, teacher, train, objective.teacher_needs, objective, options)
         logits = states.logits if states else answers
         alone = objective.teacher_needs == Needs(logits=True) and not run.config.teacher.dropout
-        if logits is None and alone and (reads is not run.teacher_encoded or asked_again(run, options, len(train))):
-            logits = self._teacher_logits(run, teacher, train, reads)
+        if logits is None and alone and (not run.pieces_correspond or asked_again(run, options, len(train))):
+            logits = self._teacher_logits(run, teacher, train)
         if logits is not None:
             train = concatenate_datasets([train, logits], axis=1)
         teacher_seconds["logits"] = time.monotonic() - began
@@ -220,7 +215,7 @@ class TaskStage(Stage):
             student,
             states or teacher,
             objective,
-            reads.batches(train, options, states=states),
+            run.paired_encoded.batches(train, options, states=states),
             options,
             run.session,
             name="task.logits",
@@ -228,10 +223,11 @@ class TaskStage(Stage):
             validation=run.encoded.validation(student.model),
         )
 
-    def _teacher_logits(self, run: Run, teacher: PreTrainedModel, rows: Dataset, reads: Encoded) -> Dataset:
-        """Of the rows of the logits phase, given as the student reads them."""
-        if reads is not run.teacher_encoded:
-            rows = run.teacher_encoded.encode(_logits_texts(run), "training rows for the teacher")
+    def _teacher_logits(self, run: Run, teacher: PreTrainedModel, rows: Dataset) -> Dataset:
+        """Of the rows of the logits phase, given as they are trained on."""
+        if not run.pieces_correspond:
+            texts = training_rows(run) if run.task_options.augmented_logits else run.data.splits["train"]
+            rows = run.teacher_encoded.encode(texts, "training rows for the teacher")
         bar = tqdm(total=len(rows), desc="teacher logits", unit="row", dynamic_ncols=True, disable=not run.is_main)
         shared = run.config.runtime.logits_cache
         with bar:
@@ -254,25 +250,13 @@ def phases(options: TaskOptions) -> Iterator[tuple[str, TrainingOptions, bool]]:
         yield "logits", options.logits, options.augmented_logits
 
 
-def _reads_as_deployed(run: Run) -> bool:
-    """Whether a student of a cut vocabulary reads the texts of the logits phase with its own tokenizer, in which words
-    that lost a piece are spelt in others: where all that is compared is logits of whole rows, which is the same to a
-    teacher that reads its own pieces, and where it is asked for them once."""
-    by_position = run.task.logits in (Logits.TOKEN_CLASSES, Logits.SPAN) or run.task_options.joint
-    return not by_position and not run.config.teacher.dropout
-
-
 def _needs_later(run: Run) -> Needs:
     """What the logits phase will ask the teacher about the rows of the intermediate phase, beside their states."""
     options = run.task_options
     same_rows = options.augmented_logits or run.config.augment is None
-    if options.logits is None or not same_rows or (run.cut is not None and _reads_as_deployed(run)):
+    if options.logits is None or not same_rows:
         return Needs()
     return Needs(logits="logits" in options.terms()["logits"])
-
-
-def _logits_texts(run: Run) -> Dataset:
-    return training_rows(run) if run.task_options.augmented_logits else run.data.splits["train"]
 
 
 def student_folder(run: Run) -> Path:

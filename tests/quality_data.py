@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import quality_cells, quality_tasks
+from benchmarks import experiments, quality_cells, quality_tasks
 from benchmarks.quality_tasks import SIZES, TASKS, Size
 from distill import tiny
 
@@ -33,6 +33,6 @@ def small_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(SIZES, "tiny", replace(SMALL, changes={"vocabulary": {"size": 90}}))
     for module in (quality_tasks, quality_cells):
         monkeypatch.setattr(module, "TEACHER", "tiny-random")
-    monkeypatch.setattr(quality_tasks, "runtime", lambda: {"cpu_threads": 1, "precision": "fp32"})
-    monkeypatch.setattr(quality_cells, "runtime", lambda: {"cpu_threads": 1, "precision": "fp32"})
+    for module in (quality_tasks, quality_cells, experiments):
+        monkeypatch.setattr(module, "runtime", lambda: {"cpu_threads": 1, "precision": "fp32"})
     return folder / "data"

@@ -135,7 +135,8 @@ def test_what_a_step_costs_is_measured_once_and_gives_the_steps(
             "logits": 0.01,
         }
     }
-    (tmp_path / "experiments_step_seconds.json").write_text(json.dumps(known))
+    costs_file = tmp_path / "experiments_step_seconds_fp32.json"
+    costs_file.write_text(json.dumps(known))
     assert experiments.main([*given, "--only", "rates,batch,trec,0"]) == 0, capsys.readouterr().err
     # A rate makes no step dearer; another batch does.
     assert asked == ["batch-16"]
@@ -143,7 +144,7 @@ def test_what_a_step_costs_is_measured_once_and_gives_the_steps(
     assert steps["two-phases"] == steps["logits-4e-4"] == {"intermediate": 30, "logits": 8}
     # By hand: 0.1 of 0.2 seconds are left, 0.06 and 0.04 of them at 0.005 a step; no phase has fewer than 8.
     assert steps["batch-16"] == {"intermediate": 12, "logits": 8}
-    kept = json.loads((tmp_path / "experiments_step_seconds.json").read_text())
+    kept = json.loads(costs_file.read_text())
     assert kept.items() > known.items()
 
 
@@ -209,14 +210,18 @@ def test_the_report_has_each_way_that_was_run_and_names_the_others(
     monkeypatch.setattr(experiments, "PAGE", tmp_path / "experiments.md")
     output = tmp_path / "experiments.json"
     runs = [run("two-phases", "trec", 0, 0.8), run("two-phases", "trec", 1, 0.9), run("last", "trec", 0, 0.88)]
+    runs.append({**run("last", "trec", 0, 0.93), "precision": "bf16"})
     output.write_text(json.dumps({"runs": runs}))
     assert experiments.main(["--report", "--output", str(output)]) == 0
     text = (tmp_path / "experiments.md").read_text()
+    # What another precision gave is no pair of these.
+    assert text.index("60 seconds in bf16:") < text.index("| `last` | 0.9300 (1) |  | open |")
+    assert text.index("| `last` | 0.9300 (1) |") < text.index("60 seconds in fp32:")
     assert "|  | `two-phases` | 0.8500 (2) |  |  |" in text
     assert "| `last` | 0.8800 (1) | +10.00 (1 pair) | open |" in text
     assert "Not run: random, " in text
     assert "stsb" not in text
-    assert "Measured on: Some CPU, fp32." in text
+    assert text.count("Measured on: Some CPU.") == 2
 
 
 @pytest.mark.parametrize(
