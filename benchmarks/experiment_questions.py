@@ -90,21 +90,15 @@ def _section(name: str, **changes: Any) -> Way:
     return lambda system: replace(system, sections={**system.sections, name: changes})
 
 
-def _copies(count: int, kept: bool = False) -> Way:
-    """kept: the teacher's answers about them are, which pays where they come more than once."""
-    return lambda system: replace(system, copies={TASKS[name].type: count for name in TASK_NAMES}, keeps_copies=kept)
+def _copies(count: int, kept: bool = False, **options: Any) -> Way:
+    """kept: the teacher's answers about them are, which pays where they come more than once. options: of augment."""
+    augment = {TASKS[name].type: {"copies": count, **options} for name in TASK_NAMES}
+    return lambda system: replace(system, augment=augment, keeps_copies=kept)
 
 
-def _short(*changes: Way, copies: int = 10) -> Way:
-    """The joint phase at its rate on augmented copies, and what is changed of it."""
-
-    def made(system: System) -> System:
-        system = _then(_joint_balanced(learning_rate=RATE), _copies(copies))(system)
-        for change in changes:
-            system = change(system)
-        return system
-
-    return made
+def _short(change: Way) -> Way:
+    """The joint phase at its rate on ten augmented copies, and what is changed of it."""
+    return _then(_then(_joint_balanced(learning_rate=RATE), _copies(10)), change)
 
 
 def _labels_alone(rate: float, initialization: str = "random") -> Way:
@@ -212,7 +206,12 @@ QUESTIONS: Mapping[str, Question] = {
             "short-batch-16": _short(_logits(batch_size=16)),
             "short-no-attention": _short(_losses(attention=None)),
             "short-last": _short(_section("layer_map", strategy="last")),
-            "short-probability-0.7": _short(_section("augment", copies=10, probability=0.7)),
+            "short-probability-0.7": _short(_copies(10, probability=0.7)),
+            "short-candidates-100": _short(_copies(10, candidates=100)),
+            "short-candidates-100-probability-0.7": _short(_copies(10, candidates=100, probability=0.7)),
+            "short-candidates-1000": _short(_copies(10, candidates=1000)),
+            "short-candidates-1000-probability-0.7": _short(_copies(10, candidates=1000, probability=0.7)),
+            "short-candidates-100-probability-1": _short(_copies(10, candidates=100, probability=1)),
             "short-labels-0.5": _short(_losses(labels={"weight": 0.5})),
             "short-dropout": _short(_student(dropout=0.1)),
             "short-two-phases": _then(

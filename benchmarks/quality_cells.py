@@ -57,8 +57,8 @@ class System:
     """What learns. phases: their training options, without the length; shares: of the budget, by phase; losses: of
     task.losses; student: of the section student, beside its shape; task: further settings of that section; sections:
     whole sections of the config that no other field is about, for instance layer_map; general_steps: of general
-    distillation beforehand, beside the budget; copies: augmented ones of each row, by task type, of word vectors alone;
-    keeps_copies: whether those come more than once too, see Task.keeps_answers."""
+    distillation beforehand, beside the budget; augment: the section of that name by task type, of word vectors
+    alone; keeps_copies: whether augmented rows come more than once too, see Task.keeps_answers."""
 
     preset: str
     phases: Phases
@@ -68,7 +68,7 @@ class System:
     task: Mapping[str, Any] = field(default_factory=dict)
     sections: Mapping[str, Any] = field(default_factory=dict)
     general_steps: int = 0
-    copies: Mapping[str, int] = field(default_factory=dict)
+    augment: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     keeps_copies: bool = False
 
 
@@ -96,7 +96,7 @@ SYSTEMS: Mapping[str, System | Peer] = {
         {},
         {},
         {"joint": True},
-        copies={"token_classification": 10},
+        augment={"token_classification": {"copies": 10, "candidates": 100, "probability": 0.7}},
     ),
     **{
         name: System(
@@ -297,8 +297,8 @@ def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], answ
                 "evaluate_every_steps": max(1, count // VALIDATIONS[name]),
                 "save_every_steps": max(200, count),
             }
-    copies = system.copies.get(cell.task.type, 0)
-    keeps = cell.task.keeps_answers and (not copies or system.keeps_copies)
+    augment = system.augment.get(cell.task.type)
+    keeps = cell.task.keeps_answers and (augment is None or system.keeps_copies)
     return parse_config(
         {
             "preset": system.preset,
@@ -315,7 +315,7 @@ def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], answ
                 **phases,
             },
             "evaluate": {"undistilled": False},
-            "augment": {"copies": copies} if copies else None,
+            "augment": augment,
             "runtime": {
                 **runtime(),
                 **({"logits_cache": str(answers), "states_cache_gb": STATES_GB} if keeps else {}),
