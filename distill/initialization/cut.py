@@ -24,6 +24,7 @@ closed-form best approximation under that second moment (Eckart-Young).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,9 @@ from distill.layer_map import LayerMap
 from distill.settings import UserError
 from distill.students import Student
 
+NORM_PIECES = 4_096
+"""Places of the sample on which the norms are fitted. All go through the student as one batch, padded to the longest
+row, and two numbers for each coordinate need less text than a second moment."""
 EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings", "task_type_embeddings")
 
 
@@ -85,13 +89,20 @@ def cut_student(
         _copy_norm(target.attention_norm, source_layers[g - 1].attention_norm, subspace)
         _cut_feed_forward(target, source_layers[g - 1], subspace, seen)
     norms = [small.embeddings.LayerNorm] + [target.output_norm for target in target_layers]
-    fit_norms(small, norms, [view.states[g] for g in (0, *sources)], subspace, [student.own_pieces(b) for b in batches])
+    few = [student.own_pieces(batch) for batch in _first(batches, NORM_PIECES)]
+    fit_norms(small, norms, [view.states[g][: len(few)] for g in (0, *sources)], subspace, few)
     for projection in student.projections.values():
         assert isinstance(projection, nn.Linear)
         projection.weight.copy_(subspace)
         if projection.bias is not None:
             projection.bias.zero_()
     adopt_head(student, teacher)
+
+
+def _first(batches: Sequence[Mapping[str, Tensor]], places: int) -> Sequence[Mapping[str, Tensor]]:
+    """The first batches that have so many places together; all where they have fewer."""
+    sums = accumulate(batch["input_ids"].numel() for batch in batches)
+    return batches[: next((count for count, total in enumerate(sums, start=1) if total >= places), len(batches))]
 
 
 def _subspace(states: Sequence[Moments], width: int) -> Tensor:
