@@ -30,12 +30,12 @@ Way = Callable[[System], System]
 @dataclass(frozen=True)
 class Question:
     """asks: in words. ways: by name, what makes of START the one that is tried. decision: once known.
-    costs: whether a step of these ways may take longer or shorter than the base's; else it is not measured anew."""
+    costs_like: the way whose steps cost as much; None where each is measured for itself."""
 
     asks: str
     ways: Mapping[str, Way]
     decision: str = "open"
-    costs: bool = False
+    costs_like: str | None = BASE
 
 
 def _intermediate(**changes: Any) -> Way:
@@ -149,13 +149,13 @@ QUESTIONS: Mapping[str, Question] = {
         },
         "default: `joint-balance-1e-3`. Ahead of 5e-4 on each task tried; 2e-3 is ahead of it on stsb, behind on trec "
         "and, with copies, on wnut17",
-        costs=True,
+        costs_like=None,
     ),
     "schedule": Question(
         "schedule (base: linear, a tenth of warm-up)",
         {"cosine": _both(schedule="cosine"), "warmup-0.03": _both(warmup_fraction=0.03)},
     ),
-    "batch": Question("batch size (base: 32)", {"batch-16": _both(batch_size=16)}, costs=True),
+    "batch": Question("batch size (base: 32)", {"batch-16": _both(batch_size=16)}, costs_like=None),
     "temperature": Question(
         "temperature (base: 1)",
         {f"temperature-{value}": _losses(logits={"temperature": value}) for value in (2, 4)},
@@ -173,7 +173,7 @@ QUESTIONS: Mapping[str, Question] = {
             "relations": _losses(attention=None, relations={}),
             "hidden-10": _losses(hidden={"weight": 10}),
         },
-        costs=True,
+        costs_like=None,
     ),
     "labels": Question(
         "the labels beside the teacher's logits (base: not)", {"labels-0.5": _losses(labels={"weight": 0.5})}
@@ -181,9 +181,9 @@ QUESTIONS: Mapping[str, Question] = {
     "balance": Question(
         "equal shares of the gradient (base: not)",
         {"balance": _intermediate(balance="gradient", measure_gradients_every_steps=50)},
-        costs=True,
+        costs_like=None,
     ),
-    "dropout": Question("dropout of the student (base: none)", {"dropout-0.1": _student(dropout=0.1)}, costs=True),
+    "dropout": Question("dropout of the student (base: none)", {"dropout-0.1": _student(dropout=0.1)}, costs_like=None),
     "augmentation": Question(
         "augmented copies, word vectors alone (base: none)",
         {
@@ -196,15 +196,13 @@ QUESTIONS: Mapping[str, Question] = {
         },
         "ten copies for wnut17: 0.4857 for 0.4741 at 5e-4, though in 381 steps for 563; default where tokens are "
         "classified, elsewhere not tried",
-        costs=True,
+        costs_like=None,
     ),
     "short": Question(
         "what else may help the joint phase at 1e-3 on ten copies (base: two phases)",
         {
             "short-temperature-2": _short(_losses(logits={"temperature": 2})),
             "short-logits-3": _short(_losses(logits={"weight": 3})),
-            "short-batch-16": _short(_logits(batch_size=16)),
-            "short-no-attention": _short(_losses(attention=None)),
             "short-last": _short(_section("layer_map", strategy="last")),
             "short-probability-0.7": _short(_copies(10, probability=0.7)),
             "short-candidates-100": _short(_copies(10, candidates=100)),
@@ -213,6 +211,14 @@ QUESTIONS: Mapping[str, Question] = {
             "short-candidates-1000-probability-0.7": _short(_copies(10, candidates=1000, probability=0.7)),
             "short-candidates-100-probability-1": _short(_copies(10, candidates=100, probability=1)),
             "short-labels-0.5": _short(_losses(labels={"weight": 0.5})),
+        },
+        costs_like="joint-balance-1e-3-copies-10",
+    ),
+    "short-other": Question(
+        "the same, where a step costs something else",
+        {
+            "short-batch-16": _short(_logits(batch_size=16)),
+            "short-no-attention": _short(_losses(attention=None)),
             "short-dropout": _short(_student(dropout=0.1)),
             "short-two-phases": _then(
                 _then(
@@ -222,7 +228,7 @@ QUESTIONS: Mapping[str, Question] = {
                 _copies(10),
             ),
         },
-        costs=True,
+        costs_like=None,
     ),
     "undistilled": Question(
         "labels alone, from random weights or from the cut (base: two phases)",
@@ -232,7 +238,7 @@ QUESTIONS: Mapping[str, Question] = {
             "labels-2e-4-cut": _labels_alone(2e-4, "teacher"),
             "labels-5e-4-cut": _labels_alone(5e-4, "teacher"),
         },
-        costs=True,
+        costs_like=None,
     ),
     "general": Question(
         "general distillation on books first, beside the budget (base: none)",

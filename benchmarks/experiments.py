@@ -75,7 +75,7 @@ def run(way: str, task: str, seed: int, seconds: float, data: Path, work: Path, 
     for question in QUESTIONS.values():
         if way in question.ways:
             system = question.ways[way](system)
-            costs_like = None if question.costs else BASE
+            costs_like = question.costs_like
     cell = Cell(TASKS[task], way, system, SIZE, seed, seconds, costs_like)
     figures = measure(cell, data, work, costs, reported="validation")
     kept = ("value", "metric", "steps", "training_seconds", "cpu_seconds", "precision", "cpu")

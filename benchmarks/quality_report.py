@@ -16,6 +16,7 @@ from distill.settings import UserError
 DOCS = Path(__file__).parent.parent / "docs"
 BEGIN, END = "<!-- quality: from here on written by benchmarks.quality --report -->", "<!-- quality: to here -->"
 TEACHER = "teacher"
+OURS, RIVALS = "default", ("undistilled", "textbrewer", "textbrewer-cut", "paper", "reference")
 
 Row = dict[str, Any]
 
@@ -65,8 +66,30 @@ def section(rows: Sequence[Row]) -> list[str]:
             name = TEACHER if system == TEACHER else f"{size}, {system}"
             figures = " | ".join(_figure(cells.get(task)) for task in tasks)
             lines.append(f"| {name} | {parameters:.2f} M | {figures} | {_kept(list(cells.values()), system)} |")
-        lines += ["", *_missing(own, kinds), ""]
+        verdicts = [text for size in SIZES for other in RIVALS if (text := _verdict(own, size, other))]
+        lines += ["", *verdicts, "", *_missing(own, kinds), ""]
     return lines
+
+
+def _verdict(rows: Sequence[Row], size: str, other: str) -> str:
+    """On how many tasks `default` is ahead of another system; empty where they share none."""
+    by_key = {(row["system"], row["task"]): row for row in rows if row["student"] == size}
+    pairs = [
+        (by_key[OURS, task], by_key[other, task]) for task in TASKS if {(OURS, task), (other, task)} <= by_key.keys()
+    ]
+    if not pairs:
+        return ""
+    ahead = [(ours, theirs) for ours, theirs in pairs if ours["mean"] > theirs["mean"]]
+    text = f"- {size}: `{OURS}` is ahead of `{other}` on {len(ahead)} of {len(pairs)} tasks"
+    spread = [(ours, theirs) for ours, theirs in pairs if None not in (ours["deviation"], theirs["deviation"])]
+    clear = [
+        ours["task"]
+        for ours, theirs in spread
+        if ours["mean"] - theirs["mean"] > 2 * max(ours["deviation"], theirs["deviation"])
+    ]
+    if spread:
+        text += f", by more than two standard deviations (the larger of the two) on {len(clear)} of {len(spread)}"
+    return text + "."
 
 
 def _metric(rows: Sequence[Row], task: str) -> str:
