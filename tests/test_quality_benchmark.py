@@ -174,8 +174,8 @@ def test_the_report_says_where_the_default_is_clearly_ahead() -> None:
     ]
     text = "\n".join(quality_report.section(quality.summarise(runs)))
     assert (
-        "- 3L-312: `default` is ahead of `undistilled` on 2 of 3 tasks, by more than two standard deviations (the larger "
-        "of the two) on 1 of 2." in text
+        "- 3L-312: `default` is ahead of `undistilled` on 2 of 3 tasks, by more than two standard deviations (the "
+        "larger of the two) on 1 of 2." in text
     )
     assert "`textbrewer` on" not in text
 
