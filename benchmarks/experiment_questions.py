@@ -112,8 +112,8 @@ def _labels_alone(rate: float, initialization: str = "random") -> Way:
     )
 
 
-def _general(steps: int) -> Way:
-    return lambda system: replace(system, general_steps=steps)
+def _general(steps: int, taught_by_task: bool = False) -> Way:
+    return lambda system: replace(system, general_steps=steps, taught_by_task=taught_by_task)
 
 
 QUESTIONS: Mapping[str, Question] = {
@@ -247,5 +247,20 @@ QUESTIONS: Mapping[str, Question] = {
         "general distillation on books first, beside the budget (base: none)",
         {f"books-{steps}": _general(steps) for steps in (200, 800)},
         "not before so short a training: a gain on stsb, far behind on wnut17; why was not measured",
+    ),
+    "general-task": Question(
+        "the same by the task's own teacher, before the joint phase at 1e-3 (base: two phases, no books)",
+        {"books-task-800": _then(_joint_balanced(learning_rate=RATE), _general(800, taught_by_task=True))},
+        costs_like="joint-balance-1e-3",
+    ),
+    "general-task-varied": Question(
+        "the same, and varied copies",
+        {
+            "books-task-800-varied": _then(
+                _then(_joint_balanced(learning_rate=RATE), _copies(10, candidates=100, probability=0.7)),
+                _general(800, taught_by_task=True),
+            )
+        },
+        costs_like="joint-balance-1e-3-copies-10",
     ),
 }

@@ -57,7 +57,8 @@ class System:
     """What learns. phases: their training options, without the length; shares: of the budget, by phase; losses: of
     task.losses; student: of the section student, beside its shape; task: further settings of that section; sections:
     whole sections of the config that no other field is about, for instance layer_map; general_steps: of general
-    distillation beforehand, beside the budget; augment: the section of that name by task type, of word vectors
+    distillation beforehand, beside the budget; taught_by_task: whether the task's teacher teaches there, else the
+    packaged one as it is; augment: the section of that name by task type, of word vectors
     alone; keeps_copies: whether augmented rows come more than once too, see Task.keeps_answers."""
 
     preset: str
@@ -68,6 +69,7 @@ class System:
     task: Mapping[str, Any] = field(default_factory=dict)
     sections: Mapping[str, Any] = field(default_factory=dict)
     general_steps: int = 0
+    taught_by_task: bool = False
     augment: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     keeps_copies: bool = False
 
@@ -180,7 +182,8 @@ def measure(cell: Cell, data: Path, work: Path, costs: Path, *, reported: str = 
     """
     make_teacher(cell.task, data, work)
     if isinstance(cell.recipe, System) and cell.recipe.general_steps:
-        first = str(general_student(cell.recipe.general_steps, cell.size, data, work))
+        task = cell.task if cell.recipe.taught_by_task else None
+        first = str(general_student(cell.recipe.general_steps, cell.size, data, work, task))
         student = {**cell.recipe.student, "initialization": first}
         cell = replace(cell, recipe=replace(cell.recipe, student=student))
     with tempfile.TemporaryDirectory(prefix="probe-", dir=work) as scratch:
@@ -209,10 +212,10 @@ def measure(cell: Cell, data: Path, work: Path, costs: Path, *, reported: str = 
     return figures
 
 
-def general_student(steps: int, size: str, data: Path, work: Path) -> Path:
+def general_student(steps: int, size: str, data: Path, work: Path, task: Task | None = None) -> Path:
     """A student after general distillation on the books for so many steps of 2,048 word pieces, cut out of the packaged
-    teacher and taught by it: a folder that student.initialization takes. It has all the teacher's pieces, out of which
-    a task's vocabulary is cut later. It lies in work/general and is made once.
+    teacher, or of the task's, and taught by it: a folder that student.initialization takes. It has all the teacher's
+    pieces, out of which a task's vocabulary is cut later. It lies in work/general and is made once.
 
     Raises:
         UserError: there are no books under `data`.
@@ -220,14 +223,14 @@ def general_student(steps: int, size: str, data: Path, work: Path) -> Path:
     files = sorted((data / "books").glob("train.*.txt.gz"))
     if not files:
         raise UserError(f"--data: {data} holds no books/train.*.txt.gz. Give the folder that holds books/.")
-    folder = work / "general" / f"{size}-{steps}"
+    folder = work / "general" / (f"{size}-{steps}" if task is None else f"{size}-{steps}-{task.name}")
     student = folder / "general" / "student"
     if (folder / "general" / "result.json").is_file():
         return student
     config = parse_config(
         {
             "output": str(folder),
-            "teacher": {"model": TEACHER},
+            "teacher": {"model": TEACHER if task is None else str(_teacher_folder(task, work))},
             "student": {**SIZES[size].student(), "vocabulary": None},
             "general": {
                 "corpus": {"path": "text", "data_files": [str(file) for file in files]},
@@ -241,6 +244,10 @@ def general_student(steps: int, size: str, data: Path, work: Path) -> Path:
     with _opened(config) as run:
         run_stages(run, prepare(run, only=["general"]))
     return student
+
+
+def _teacher_folder(task: Task, work: Path) -> Path:
+    return work / "teachers" / task.name / "teacher" / "model"
 
 
 @contextmanager
@@ -304,7 +311,7 @@ def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], answ
             "preset": system.preset,
             "output": str(folder),
             "seed": cell.seed,
-            "teacher": {"model": str(work / "teachers" / cell.task.name / "teacher" / "model")},
+            "teacher": {"model": str(_teacher_folder(cell.task, work))},
             "student": {**size.student(), **system.student},
             "data": cell.task.data(work / "rows" / cell.task.name),
             "task": {

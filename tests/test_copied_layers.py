@@ -163,7 +163,7 @@ def test_a_run_begins_with_copied_layers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("projection", ["per_layer", "shared"])
-def test_a_checkpoint_brings_the_projections_that_lie_beside_it_where_they_are_the_students(
+def test_a_checkpoint_brings_the_projections_beside_it_and_the_head_read_through_them_where_they_are_the_students(
     projection: str, teacher, tmp_path: Path
 ) -> None:
     source, student = build(teacher, 2, width=12), build(teacher, 2, width=12, projection=projection)
@@ -172,10 +172,17 @@ def test_a_checkpoint_brings_the_projections_that_lie_beside_it_where_they_are_t
         {name: torch.full_like(tensor, 7) for name, tensor in source.projections.state_dict().items()},
         tmp_path / "projections.safetensors",
     )
-    before = copy.deepcopy(student.projections.state_dict())
+    before = copy.deepcopy(student.state_dict())
     initialize(student, str(tmp_path), teacher, build_layer_map(LayerMapOptions(), 2, 4), sample=[])
+    brought = projection == "per_layer"
     for name, tensor in student.projections.state_dict().items():
-        assert torch.equal(tensor, torch.full_like(tensor, 7) if projection == "per_layer" else before[name])
+        assert torch.equal(tensor, torch.full_like(tensor, 7) if brought else before[f"projections.{name}"])
+    # The teacher's head is read through them; through random ones it would be noise.
+    head, kept = student.model.classifier.weight, teacher.classifier.weight
+    assert torch.equal(head, before["model.classifier.weight"]) != brought
+    if brought:
+        largest = kept.norm(dim=0).topk(12).indices.sort().values
+        assert torch.equal(head, kept[:, largest])
 
 
 def test_random_leaves_everything_as_it_is(teacher) -> None:

@@ -220,7 +220,7 @@ def test_the_report_has_each_way_that_was_run_and_names_the_others(
     assert "|  | `two-phases` | 0.8500 (2) |  |  |" in text
     assert "| `last` | 0.8800 (1) | +10.00 (1 pair) | open |" in text
     assert "Not run: random, " in text
-    assert "stsb" not in text
+    assert "stsb (pearson)" not in text
     assert text.count("Measured on: Some CPU.") == 2
 
 

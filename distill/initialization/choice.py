@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from distill.initialization.copied import check_copy, copy_layers
 from distill.initialization.cut import check_cut, cut_student
+from distill.initialization.head import adopt_head
 from distill.layer_map import LayerMap
 from distill.students import Student, StudentOptions, load_body
 from distill.training import StepSource
@@ -44,7 +45,8 @@ def initialize(
 
     random: those it has. teacher: cut out of the teacher, on its device; see cut_student. layers: the teacher's
     layers, whole; see copy_layers. Anything else is a checkpoint of the student's shape: its encoder, and its
-    projections where it has such as this student's beside it (general/student of a run folder has).
+    projections where it has such as this student's beside it (general/student of a run folder has), through which the
+    teacher's task head is then read.
 
     Args:
         teacher: float32, eval mode, on the sample's device.
@@ -59,7 +61,8 @@ def initialize(
         copy_layers(student, teacher, layer_map)
     elif how != "random":
         load_body(student, how)
-        _load_projections(student, Path(how) / "projections.safetensors")
+        if _load_projections(student, Path(how) / "projections.safetensors"):
+            adopt_head(student, teacher)
 
 
 def sample_batches(source: StepSource, device: torch.device) -> Iterator[dict[str, Tensor]]:
@@ -77,9 +80,12 @@ def sample_batches(source: StepSource, device: torch.device) -> Iterator[dict[st
             return
 
 
-def _load_projections(student: Student, file: Path) -> None:
+def _load_projections(student: Student, file: Path) -> bool:
+    """Whether the file is there and has such as the student's."""
     if not file.is_file():
-        return
+        return False
     found, own = load_file(file), student.projections.state_dict()
-    if {name: tensor.shape for name, tensor in found.items()} == {name: tensor.shape for name, tensor in own.items()}:
-        student.projections.load_state_dict(found)
+    if {name: tensor.shape for name, tensor in found.items()} != {name: tensor.shape for name, tensor in own.items()}:
+        return False
+    student.projections.load_state_dict(found)
+    return True
