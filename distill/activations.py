@@ -45,21 +45,28 @@ class Activations:
     attention: Mapping[int, AttentionInputs] = field(default_factory=dict)
     logits: Tensor | None = None
 
-    def at(self, positions: Tensor) -> Activations:
-        """What was found at `positions` (B, U) of each row's T, in their order: U stands in the place of T."""
+    def at(self, positions: Tensor, ends: Tensor | None = None) -> Activations:
+        """What was found at `positions` (B, U) of each row's T, in their order: U stands in the place of T.
+
+        Args:
+            ends: (B, U), where the logits are of spans: the positions at which these end.
+        """
         rows = torch.arange(len(positions), device=positions.device)[:, None]
 
         def of_heads(values: Tensor) -> Tensor:  # (B, H, T, d); the indexed dimensions come first
             return values[rows, :, positions].transpose(1, 2)
 
-        by_position = self.logits is not None and self.logits.dim() == 3
+        logits = self.logits
+        if logits is not None and logits.dim() == 3:
+            starts = logits[rows, positions]
+            logits = starts if ends is None else torch.stack((starts[..., 0], logits[rows, ends][..., 1]), dim=-1)
         return Activations(
             {index: states[rows, positions] for index, states in self.hidden.items()},
             {
                 layer: replace(seen, query=of_heads(seen.query), key=of_heads(seen.key), value=of_heads(seen.value))
                 for layer, seen in self.attention.items()
             },
-            self.logits[rows, positions] if by_position and self.logits is not None else self.logits,
+            logits,
         )
 
 

@@ -17,7 +17,7 @@ from distill.activations import Activations, Needs, capture
 from distill.attention import show_attention
 from distill.families import Shape, inner_width, shaped_config
 from distill.settings import UserError, settings
-from distill.spelling import POSITIONS, own_inputs
+from distill.spelling import LAST, POSITIONS, own_inputs
 from distill.tasks import TaskType
 from distill.vocabulary import CutVocabulary, VocabularyOptions
 
@@ -103,7 +103,8 @@ class Student(nn.Module):
     def forward(self, batch: Mapping[str, Tensor], needs: Needs) -> Activations:
         """What `needs` names of the student, hidden states (B, T, teacher width)."""
         if spelt := own_inputs(batch):
-            activations = capture(self.model, spelt, needs).at(batch[POSITIONS])
+            ends = batch[LAST] if hasattr(self.model, "qa_outputs") else None
+            activations = capture(self.model, spelt, needs).at(batch[POSITIONS], ends)
         else:
             activations = capture(self.model, self.own_pieces(batch), needs)
         projected = {index: self.project(index, hidden) for index, hidden in activations.hidden.items()}

@@ -29,10 +29,14 @@ class Encoded:
     tokenizer: PreTrainedTokenizerBase
     spelling: Spelling | None = None
     """Of a student of a cut vocabulary, whose training batches have its own pieces beside these."""
+    like: Encoded | None = None
+    """Another with the same tokenizer, whose splits are taken."""
 
     @cached_property
     def features(self) -> dict[str, Dataset]:
         """The encoded splits."""
+        if self.like is not None:
+            return self.like.features
         return {split: self.encode(rows, split) for split, rows in self.run.data.splits.items()}
 
     @cached_property

@@ -142,6 +142,8 @@ class Run:
         settings: dict[str, Any] = to_plain(self.config.student)
         if settings["vocabulary"] is None:
             del settings["vocabulary"]
+        else:
+            settings["reads"] = "its own spelling"  # before, [UNK] for a piece that was cut
         return settings
 
     @cached_property
@@ -181,7 +183,9 @@ class Run:
     def paired_encoded(self) -> Encoded:
         """The task's rows as both read them, where pieces correspond: in the teacher's, with a student's own spelling
         of them where its vocabulary is cut; else as the student reads them."""
-        return Encoded(self, self.checkpoint.tokenizer, self.spelling) if self.cut is not None else self.encoded
+        if self.cut is None:
+            return self.encoded
+        return Encoded(self, self.checkpoint.tokenizer, self.spelling, like=self.teacher_encoded)
 
     def batches(
         self,

@@ -84,12 +84,14 @@ def test_real_pairs_are_spelt_with_their_types(minilm: PreTrainedTokenizerBase, 
         length = len(full["input_ids"][index])
         places = batch["own_positions"][index]
         assert not valid[places[length:]].any()
+        last = batch["own_last_positions"][index][:length]
+        assert last.tolist() == [*(places[1:length] - 1).tolist(), len(ids) - 1]
         assert (places.diff() >= 0).all()
         ends = [place for place, number in enumerate(full["input_ids"][index]) if number == minilm.sep_token_id]
         assert [ids[places[end]] for end in ends] == [few.tokenizer.sep_token_id] * 2
 
 
-def test_a_row_without_lost_pieces_needs_no_spelling_and_one_too_long_for_the_student_keeps_its_places() -> None:
+def test_a_row_without_lost_pieces_needs_no_spelling_and_one_too_long_for_the_student_is_spelt_as_far_as_fits() -> None:
     teacher = wordpiece(FRUIT)
     left = cut(teacher, {"apple": 1, "plum": 1})
     spelling = Spelling(left, teacher, longest=6)
@@ -97,10 +99,11 @@ def test_a_row_without_lost_pieces_needs_no_spelling_and_one_too_long_for_the_st
     numbers = left.tokenizer.convert_tokens_to_ids
     fits, too_long = (teacher(text)["input_ids"] for text in ("pear plum", "pear pear"))
     assert spelling.row(fits) == (numbers(["p", "##e", "##a", "##r", "plum"]), [0, 4])
-    assert spelling.row(too_long) == ([left.tokenizer.unk_token_id] * 2, [0, 1])
+    assert spelling.row(too_long) == ([*numbers(["p", "##e", "##a", "##r"]), left.tokenizer.unk_token_id], [0, 4])
     batch = spelling.batch([fits, too_long], None, 6)
     assert batch["own_input_ids"].shape == (2, 6)
-    assert batch["own_positions"].tolist() == [[0, 4, 5, 5, 5, 5], [0, 1, 2, 3, 4, 5]]
+    assert batch["own_positions"].tolist() == [[0, 4, 5, 5, 5, 5], [0, 4, 5, 5, 5, 5]]
+    assert batch["own_last_positions"].tolist() == [[3, 4, 5, 5, 5, 5], [3, 4, 5, 5, 5, 5]]
 
 
 def test_a_row_may_begin_inside_a_word_and_a_word_without_a_spelling_is_unknown() -> None:
@@ -143,12 +146,27 @@ def test_the_student_is_seen_at_the_teachers_positions_as_it_is_alone(length: in
     assert batch["input_ids"].shape[1] == seen.hidden[0].shape[1] == (length or 8)
 
 
-def test_logits_of_each_token_are_seen_where_the_teachers_are() -> None:
-    logits = torch.arange(2 * 4 * 3).reshape(2, 4, 3).float()
-    positions = torch.tensor([[0, 3], [1, 1]])
-    assert torch.equal(Activations(logits=logits).at(positions).logits, logits[[[0], [1]], positions])
+def test_logits_of_each_token_are_seen_where_the_teachers_are_and_spans_end_with_their_last_piece() -> None:
+    logits = torch.arange(2 * 4 * 2).reshape(2, 4, 2).float()
+    positions, ends = torch.tensor([[0, 3], [1, 1]]), torch.tensor([[2, 3], [1, 2]])
+    found = Activations(logits=logits)
+    assert torch.equal(found.at(positions).logits, logits[[[0], [1]], positions])
+    assert found.at(positions, ends).logits.tolist() == [[[0, 5], [6, 7]], [[10, 11], [10, 13]]]
     of_rows = torch.ones(2, 3)
     assert Activations(logits=of_rows).at(positions).logits is of_rows
+
+
+def test_an_answer_whose_last_word_was_cut_ends_with_the_last_letter_of_its_spelling() -> None:
+    """A student that is sure of its own span, written by hand, is at the teacher's positions sure of the same words."""
+    full = wordpiece(FRUIT)
+    left = cut(full, {"apple": 1, "plum": 1})
+    batch = Spelling(left, full).batch(full(["plum pear apple"])["input_ids"], None, 3)
+    own = left.tokenizer.convert_ids_to_tokens(batch["own_input_ids"][0, :6])
+    assert own == ["plum", "p", "##e", "##a", "##r", "apple"]
+    logits = torch.zeros(1, 8, 2)
+    logits[0, 1, 0] = logits[0, 4, 1] = 9  # starts at p, ends at ##r
+    seen = Activations(logits=logits).at(batch["own_positions"], batch["own_last_positions"]).logits
+    assert seen.argmax(1).tolist() == [[1, 1]]
 
 
 @pytest.mark.parametrize("joint", ["true", "false"])

@@ -49,12 +49,14 @@ def initialize(
     teacher's task head is then read.
 
     Args:
+        student: moved to the teacher's device.
         teacher: float32, eval mode, on the sample's device.
         sample: see sample_batches; read for `teacher` alone.
 
     Raises:
         UserError: see check_initialization and load_body.
     """
+    student.to(teacher.device)
     if how == "teacher":
         cut_student(student, teacher, layer_map, sample)
     elif how == "layers":

@@ -24,7 +24,6 @@ closed-form best approximation under that second moment (Eckart-Young).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +39,8 @@ from distill.settings import UserError
 from distill.students import Student
 
 NORM_PIECES = 4_096
-"""Places of the sample on which the norms are fitted. All go through the student as one batch, padded to the longest
-row, and two numbers for each coordinate need less text than a second moment."""
+"""Places, about, of the rows of the sample on which the norms are fitted, some of every batch. They go through the
+student as one batch, padded to the longest, and two numbers for each coordinate need less text than a second moment."""
 EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings", "task_type_embeddings")
 
 
@@ -61,7 +60,7 @@ def cut_student(
 ) -> None:
     """Fill `student` in place from `teacher`; the task head takes the teacher's, seen through the subspace.
 
-    The teacher runs over the sample once, the student once.
+    The teacher runs over the sample once, the student over a part of it.
 
     Args:
         student: moved to the sample's device, and to eval mode.
@@ -89,8 +88,10 @@ def cut_student(
         _copy_norm(target.attention_norm, source_layers[g - 1].attention_norm, subspace)
         _cut_feed_forward(target, source_layers[g - 1], subspace, seen)
     norms = [small.embeddings.LayerNorm] + [target.output_norm for target in target_layers]
-    few = [student.own_pieces(batch) for batch in _first(batches, NORM_PIECES)]
-    fit_norms(small, norms, [view.states[g][: len(few)] for g in (0, *sources)], subspace, few)
+    every = max(1, sum(batch["input_ids"].numel() for batch in batches) // NORM_PIECES)
+    goals = [_of_rows(view.states[g], batches, every) for g in (0, *sources)]
+    few = [{name: values[::every] for name, values in student.own_pieces(batch).items()} for batch in batches]
+    fit_norms(small, norms, goals, subspace, few)
     for projection in student.projections.values():
         assert isinstance(projection, nn.Linear)
         projection.weight.copy_(subspace)
@@ -99,10 +100,10 @@ def cut_student(
     adopt_head(student, teacher)
 
 
-def _first(batches: Sequence[Mapping[str, Tensor]], places: int) -> Sequence[Mapping[str, Tensor]]:
-    """The first batches that have so many places together; all where they have fewer."""
-    sums = accumulate(batch["input_ids"].numel() for batch in batches)
-    return batches[: next((count for count, total in enumerate(sums, start=1) if total >= places), len(batches))]
+def _of_rows(states: Sequence[Tensor], batches: Sequence[Mapping[str, Tensor]], every: int) -> list[Tensor]:
+    """Of the states (N, D) of each batch's real tokens those of the rows 0, `every`, 2 `every`, ..."""
+    rows = [batch["attention_mask"].cpu().bool().nonzero()[:, 0] for batch in batches]
+    return [kept[row % every == 0] for kept, row in zip(states, rows, strict=True)]
 
 
 def _subspace(states: Sequence[Moments], width: int) -> Tensor:
