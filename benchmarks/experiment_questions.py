@@ -223,13 +223,13 @@ QUESTIONS: Mapping[str, Question] = {
         costs_like="joint-balance-1e-3-copies-10",
     ),
     "varied": Question(
-        "what else may help on such varied copies (base: two phases)",
+        "what else may help on copies of varied words (base: two phases)",
         {
             "varied-logits-3": _varied(_losses(logits={"weight": 3})),
             "varied-labels-0.5": _varied(_losses(labels={"weight": 0.5})),
             "varied-temperature-2": _varied(_losses(logits={"temperature": 2})),
         },
-        "neither: on wnut17 0.4909 with three times the weight on logits, 0.4672 with the labels beside, without 0.5025",
+        "neither: on wnut17 0.4909 with three times the weight on logits, 0.4672 with the labels, 0.5025 without",
         costs_like="joint-balance-1e-3-copies-10",
     ),
     "short-other": Question(
@@ -264,12 +264,12 @@ QUESTIONS: Mapping[str, Question] = {
         "not before so short a training: a gain on stsb, far behind on wnut17; why was not measured",
     ),
     "general-task": Question(
-        "the same by the task's own teacher, before the joint phase at 1e-3 (base: two phases, no books)",
+        "books by the task's own teacher first, then the joint phase at 1e-3 (base: two phases, no books)",
         {"books-task-800": _then(_joint_balanced(learning_rate=RATE), _general(800, taught_by_task=True))},
         costs_like="joint-balance-1e-3",
     ),
     "general-task-varied": Question(
-        "the same, and varied copies",
+        "books by the task's own teacher first, then the joint phase at 1e-3 on copies of varied words",
         {"books-task-800-varied": _varied(_general(800, taught_by_task=True))},
         "nothing gained on wnut17: 0.5011, without books 0.5025",
         costs_like="joint-balance-1e-3-copies-10",
