@@ -381,8 +381,9 @@ def _peer_costs(cell: Cell, work: Path, scratch: Path) -> dict[str, float]:
     costs = dict.fromkeys((FIRST_WEIGHTS, TEACHER_PASS, AUGMENTATION), 0.0)
     with _opened(_config(cell, work, scratch / "probe", {}, scratch / "answers")) as run:
         prepare(run, only=["task"])
+        teacher = run.load_task_teacher()
         began = time.monotonic()
-        student = _first_student(cell, run)
+        student = _first_student(cell, run, teacher)
         costs[FIRST_WEIGHTS] = time.monotonic() - began
         batches = _plain(run)
         for phase in TEXTBREWER_SHARES:
@@ -401,7 +402,7 @@ def _textbrewer(cell: Cell, work: Path, scratch: Path, steps: Mapping[str, int])
     best on validation rows is kept."""
     with _opened(_config(cell, work, scratch / "run", {}, scratch / "answers")) as run:
         prepare(run, only=["task"])
-        student = _first_student(cell, run)
+        student = _first_student(cell, run, run.load_task_teacher())
         clock = time.monotonic(), time.process_time()
         spent, batches = 0.0, _plain(run)
         best: tuple[float, dict[str, torch.Tensor]] | None = None
@@ -432,8 +433,7 @@ def _textbrewer(cell: Cell, work: Path, scratch: Path, steps: Mapping[str, int])
         }
 
 
-def _first_student(cell: Cell, run: Run) -> PreTrainedModel:
-    teacher = run.load_task_teacher()
+def _first_student(cell: Cell, run: Run, teacher: PreTrainedModel) -> PreTrainedModel:
     student = build_student(run.student_config(), run.task, run.config.student, teacher.config.hidden_size, cell.seed)
     options = TrainingOptions(batch_size=BATCH_SIZE)
     rows = run.encoded.batches(run.encoded.features["train"], options, placement=Placement())
