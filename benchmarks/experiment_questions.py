@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.quality_cells import INTERMEDIATE_SHARE, System
+from benchmarks.quality_systems import INTERMEDIATE_SHARE, System
 from benchmarks.quality_tasks import TASKS
 
 BASE = "two-phases"

@@ -1,5 +1,6 @@
 """What students keep of their teachers: seven tasks, a teacher each, systems and student sizes at equal data and time.
-Tasks and shapes are quality_tasks.py's, one run is quality_cells.py's, tables and plot are quality_report.py's.
+Tasks and shapes are quality_tasks.py's, what learns quality_systems.py's, one run quality_cells.py's, tables and plot
+quality_report.py's.
 
     python -m benchmarks.quality --data ../shared/data --work runs/quality
     python -m benchmarks.quality --data ../shared/data --work runs/quality --only trec,sst2 --only default,tiny,0
@@ -37,8 +38,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import datasets
 from transformers.utils import logging
 
-from benchmarks.quality_cells import SYSTEMS, Cell, fits, measure, measure_teacher
+from benchmarks.quality_cells import Cell, measure, measure_teacher
 from benchmarks.quality_report import write_report
+from benchmarks.quality_systems import SYSTEMS, fits
 from benchmarks.quality_tasks import SIZES, TASKS
 from benchmarks.run_file import Run, chosen, costs_of, locked, read_runs
 from distill.checkpoint import write_json

@@ -10,13 +10,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from benchmarks.quality_systems import INTERMEDIATE_SHARE, Peer, System
 from benchmarks.quality_tasks import SIZES, TEACHER, Task, runtime, teacher_config, write_splits
 from benchmarks.run_file import locked
 from benchmarks.textbrewer import TextBrewer
@@ -36,8 +37,6 @@ BATCH_SIZE = 32
 VALIDATIONS = {"intermediate": 1, "logits": 4}
 """Of a phase; its best weights are kept. On layers a validation runs both models over all the rows, and eight of them
 took longer than the training."""
-INTERMEDIATE_SHARE = 0.6
-"""Of the budget, where a system has no opinion."""
 PROBE_STEPS, READ_EVERY = 32, 4
 """A step's cost is that of the fastest reading, which was disturbed least; in each so many steps are timed together."""
 FIRST_WEIGHTS, TEACHER_PASS, AUGMENTATION = "first weights", "teacher once", "augmentation"
@@ -47,79 +46,6 @@ TEXTBREWER_ROUNDS = 8
 TEXTBREWER_SHARES = {"intermediate": INTERMEDIATE_SHARE, "logits": 1 - INTERMEDIATE_SHARE}
 TEXTBREWER_RATE, TEXTBREWER_TEMPERATURE = 1e-4, 8.0
 """Of TextBrewer's own examples with TinyBERT's shape."""
-
-Phases = Mapping[str, dict[str, Any]]
-"""Training options by phase, without their length."""
-
-
-@dataclass(frozen=True)
-class System:
-    """What learns. phases: their training options, without the length; shares: of the budget, by phase; losses: of
-    task.losses; student: of the section student, beside its shape; task: further settings of that section; sections:
-    whole sections of the config that no other field is about, for instance layer_map; general_steps: of general
-    distillation beforehand, beside the budget; taught_by_task: whether the task's teacher teaches there, else the
-    packaged one as it is; augment: the section of that name by task type, of word vectors
-    alone; keeps_copies: whether augmented rows come more than once too, see Task.keeps_answers."""
-
-    preset: str
-    phases: Phases
-    shares: Mapping[str, float]
-    losses: Mapping[str, Any]
-    student: Mapping[str, Any]
-    task: Mapping[str, Any] = field(default_factory=dict)
-    sections: Mapping[str, Any] = field(default_factory=dict)
-    general_steps: int = 0
-    taught_by_task: bool = False
-    augment: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    keeps_copies: bool = False
-
-
-@dataclass(frozen=True)
-class Peer:
-    """TextBrewer's loops and losses; initialization: of the student that they train, which is left to their user."""
-
-    initialization: str
-
-
-_EPOCHS = {"paper": (20, 3), "reference": (10, 3)}
-SYSTEMS: Mapping[str, System | Peer] = {
-    "undistilled": System(
-        "default",
-        {"logits": {"learning_rate": 5e-4}},
-        {"logits": 1.0},
-        {"logits": None, "labels": {}},
-        {"initialization": "random"},
-    ),
-    # The settings' own rates (5e-5, 3e-5) are TinyBERT's, for many epochs; this one is of docs/experiments.md.
-    "default": System(
-        "default",
-        {"logits": {"learning_rate": 1e-3, "balance": "gradient", "measure_gradients_every_steps": 50}},
-        {"logits": 1.0},
-        {},
-        {},
-        {"joint": True},
-        augment={"token_classification": {"copies": 10, "candidates": 100, "probability": 0.7}},
-    ),
-    **{
-        name: System(
-            name,
-            {"intermediate": {}, "logits": {}},
-            {"intermediate": first / (first + last), "logits": last / (first + last)},
-            {},
-            {},
-        )
-        for name, (first, last) in _EPOCHS.items()
-    },
-    "textbrewer": Peer("random"),
-    "textbrewer-cut": Peer("teacher"),
-}
-"""Students; the presets keep their own rates and the ratio of their phases' epochs."""
-
-
-def fits(system: str, size: str) -> bool:
-    """Whether there is such a student: the peer compares what both models read piece by piece, and cannot map a cut
-    vocabulary."""
-    return not (isinstance(SYSTEMS[system], Peer) and "vocabulary" in SIZES[size].changes)
 
 
 @dataclass(frozen=True)

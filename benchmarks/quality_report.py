@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality_cells import SYSTEMS, fits
+from benchmarks.quality_systems import SYSTEMS, fits
 from benchmarks.quality_tasks import SIZES, TASKS
 from distill.checkpoint import write_text
 from distill.settings import UserError

@@ -106,12 +106,12 @@ class Student(nn.Module):
             ends = batch[LAST] if hasattr(self.model, "qa_outputs") else None
             activations = capture(self.model, spelt, needs).at(batch[POSITIONS], ends)
         else:
-            activations = capture(self.model, self.own_pieces(batch), needs)
+            activations = capture(self.model, self.by_position(batch), needs)
         projected = {index: self.project(index, hidden) for index, hidden in activations.hidden.items()}
         return replace(activations, hidden=projected)
 
-    def own_pieces(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """A batch in the teacher's pieces as the model takes it, position by position."""
+    def by_position(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A batch with the student's number of each of the teacher's pieces in its place."""
         if self.to_student is None:
             return batch
         return {**batch, "input_ids": self.to_student[batch["input_ids"]]}

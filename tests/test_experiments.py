@@ -13,7 +13,8 @@ import pytest
 
 from benchmarks import experiments, quality_cells
 from benchmarks.experiment_questions import BASE, QUESTIONS, START, TASK_NAMES
-from benchmarks.quality_cells import Cell, System
+from benchmarks.quality_cells import Cell
+from benchmarks.quality_systems import System
 from benchmarks.quality_tasks import TASKS
 from distill import monitoring
 from distill.config import Config, to_plain

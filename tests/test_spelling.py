@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -24,7 +23,7 @@ from distill.vocabulary import CutVocabulary, VocabularyOptions, cut_vocabulary
 from pipelines import general as general_stage
 from pipelines import task as task_stage
 from tests.builders import FEW_STEPS, TINY, succeed
-from tests.test_vocabulary import FRUIT, build, cut, wordpiece
+from tests.test_vocabulary import FRUIT, WORDS, build, cut, cut_tokenizers, wordpiece
 
 TEXTS = ["The goalkeeper's unbelievable save!", "Shares of café owners fell 3.2% in 2004.", "Quixotic zebras, naïve."]
 
@@ -36,18 +35,11 @@ def placed(teacher: PreTrainedTokenizerBase, own: PreTrainedTokenizerBase, text:
     return [next(place for place, (begin, end) in enumerate(spans) if begin <= start < end) for start in starts]
 
 
-@given(
-    pieces=st.sets(st.text("abc", min_size=2, max_size=4), max_size=12),
-    tails=st.sets(st.text("abc", min_size=2, max_size=3), max_size=12),
-    keep=st.randoms(use_true_random=False),
-    words=st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=12),
-)
+@given(cut_tokenizers(), WORDS)
 def test_words_are_spelt_as_the_students_tokenizer_spells_them(
-    pieces: set[str], tails: set[str], keep: object, words: list[str]
+    tokenizers: tuple[PreTrainedTokenizerBase, CutVocabulary], words: list[str]
 ) -> None:
-    vocabulary = [*"abc", "##a", "##b", "##c", *sorted(pieces), *(f"##{tail}" for tail in sorted(tails))]
-    teacher = wordpiece(vocabulary)
-    left = cut(teacher, {piece: keep.randint(0, 1) for piece in vocabulary})  # type: ignore[attr-defined]
+    teacher, left = tokenizers
     text = " ".join(words)
     own, places = Spelling(left, teacher).row(teacher(text)["input_ids"])
     assert own == left.tokenizer(text)["input_ids"]

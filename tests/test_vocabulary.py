@@ -96,18 +96,25 @@ def test_fewer_pieces_than_must_stay_are_refused() -> None:
 # What the rebuilt tokenizer makes of a text
 
 
-@given(
-    pieces=st.sets(st.text("abc", min_size=2, max_size=4), max_size=12),
-    tails=st.sets(st.text("abc", min_size=2, max_size=3), max_size=12),
-    keep=st.randoms(use_true_random=False),
-    words=st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=12),
-)
-def test_words_whose_pieces_are_kept_are_read_as_before_and_others_up_to_the_first_that_is_gone(
-    pieces: set[str], tails: set[str], keep: object, words: list[str]
-) -> None:
+@st.composite
+def cut_tokenizers(draw: st.DrawFn) -> tuple[PreTrainedTokenizerBase, CutVocabulary]:
+    """A tokenizer of words of a, b and c, and what is left of it when pieces are taken out at random."""
+    pieces = draw(st.sets(st.text("abc", min_size=2, max_size=4), max_size=12))
+    tails = draw(st.sets(st.text("abc", min_size=2, max_size=3), max_size=12))
+    keep = draw(st.randoms(use_true_random=False))
     vocabulary = [*"abc", "##a", "##b", "##c", *sorted(pieces), *(f"##{tail}" for tail in sorted(tails))]
     teacher = wordpiece(vocabulary)
-    left = cut(teacher, {piece: keep.randint(0, 1) for piece in vocabulary})  # type: ignore[attr-defined]
+    return teacher, cut(teacher, {piece: keep.randint(0, 1) for piece in vocabulary})
+
+
+WORDS = st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=12)
+
+
+@given(cut_tokenizers(), WORDS)
+def test_words_whose_pieces_are_kept_are_read_as_before_and_others_up_to_the_first_that_is_gone(
+    tokenizers: tuple[PreTrainedTokenizerBase, CutVocabulary], words: list[str]
+) -> None:
+    teacher, left = tokenizers
     for word in words:
         before = teacher.tokenize(word)
         now = left.tokenizer.tokenize(word)

@@ -90,7 +90,7 @@ def cut_student(
     norms = [small.embeddings.LayerNorm] + [target.output_norm for target in target_layers]
     every = max(1, sum(batch["input_ids"].numel() for batch in batches) // NORM_PIECES)
     goals = [_of_rows(view.states[g], batches, every) for g in (0, *sources)]
-    few = [{name: values[::every] for name, values in student.own_pieces(batch).items()} for batch in batches]
+    few = [{name: values[::every] for name, values in student.by_position(batch).items()} for batch in batches]
     fit_norms(small, norms, goals, subspace, few)
     for projection in student.projections.values():
         assert isinstance(projection, nn.Linear)
