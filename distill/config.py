@@ -88,13 +88,15 @@ class TaskOptions:
     metric: str | None = None
     """Figure by which checkpoints are chosen and retention is told; the task's usual one where not given."""
     losses: TaskLosses = dataclasses.field(default_factory=TaskLosses)
-    """Loss terms: the intermediate phase takes embedding, attention and hidden, the logits phase logits and labels."""
+    """Loss terms: the intermediate phase takes embedding, attention and hidden, the logits phase logits and labels, a
+    joint one all of them."""
     intermediate: IntermediateTraining | None = dataclasses.field(default_factory=IntermediateTraining)
-    """The phase on intermediate layers; null skips it."""
+    """The phase on intermediate layers; null skips it, as preset: default does where neither it nor joint is given."""
     logits: LogitsTraining | None = dataclasses.field(default_factory=LogitsTraining)
     """The phase on logits; null skips it."""
     joint: bool = False
-    """The phase on logits keeps the terms of the intermediate phase; where intermediate is null, one joint phase."""
+    """The phase on logits keeps the terms of the intermediate phase; where intermediate is null, one joint phase, which
+    preset: default has where neither is given."""
     augmented_logits: bool = True
     """Whether the phase on logits trains on the augmented rows too (the paper: not for STS-B and SQuAD)."""
 
@@ -150,7 +152,7 @@ class RuntimeOptions:
 @settings
 class Config:
     preset: Literal["default", "paper", "reference"] = "default"
-    """Recipe under the settings given here: paper, or reference for what the published code computes; see
+    """Recipe under the settings given here: default, paper, or reference for what the published code computes; see
     docs/presets.md."""
     output: str = "runs/default"
     """The run folder; --output replaces it."""

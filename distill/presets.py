@@ -1,5 +1,5 @@
-"""Recipes to start from: `preset: reference` or `paper` puts values under a config's own, where default leaves all at
-the defaults of the settings. Reading YAML is left to config.py; docs/presets.md shows them side by side.
+"""Recipes to start from: a preset puts values under a config's own. Reading YAML is left to config.py; docs/presets.md
+shows them side by side.
 
 A preset changes settings only: it switches no stage on, and whatever a config or an override says wins over it.
 Sources: the paper is TinyBERT, arXiv 1909.10351; the code is huawei-noah/Pretrained-Language-Model, folder TinyBERT.
@@ -7,7 +7,7 @@ Sources: the paper is TinyBERT, arXiv 1909.10351; the code is huawei-noah/Pretra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 PAPER_EPOCHS = {"cola": 50, "mnli": 10, "qqp": 10, "qnli": 10}
@@ -18,10 +18,24 @@ REFERENCE_COPIES = {"cola": 30, "mnli": 10, "mrpc": 30, "sst2": 20, "stsb": 30, 
 
 def under_preset(values: Mapping[str, Any]) -> dict[str, Any]:
     """A config's plain values with those of its preset under them. An unknown preset is left for validation."""
-    preset = values.get("preset")
-    if preset not in ("paper", "reference"):
-        return dict(values)
-    return _merge(_paper(values) if preset == "paper" else _reference(values), values)
+    presets: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+        "default": _default,
+        "paper": _paper,
+        "reference": _reference,
+    }
+    preset = values.get("preset", "default")
+    return _merge(presets[preset](values), values) if preset in list(presets) else dict(values)
+
+
+def _default(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Layers and logits in one phase, as docs/experiments.md found it; nothing where the config says which phases there
+    are."""
+    task = values.get("task")
+    given = task if isinstance(task, Mapping) else {}
+    if "intermediate" in given or "joint" in given or given.get("logits", {}) is None:
+        return {}
+    rate = {"learning_rate": 1e-3, "balance": "gradient", "measure_gradients_every_steps": 50}
+    return {"task": {"intermediate": None, "joint": True, "logits": {"epochs": 10, **rate}}}
 
 
 def _paper(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def _clashes(run: Run) -> Iterator[str]:
     if config.task.intermediate is not None:
         yield "The intermediate phase compares hidden states: set task.intermediate=null."
     if config.task.joint and config.task.logits is not None:
-        yield "A joint phase compares hidden states: set task.joint=false."
+        yield "A joint phase compares hidden states: set task.joint=false and task.intermediate=null."
     if run.task.logits in (Logits.TOKEN_CLASSES, Logits.SPAN):
         yield f"A {run.task.name} has logits for each piece: leave student.tokenizer out."
     if config.teacher.dropout:

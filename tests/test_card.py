@@ -356,3 +356,10 @@ def test_the_settings_shown_repeat_the_run(name: str) -> None:
     shown = parse_config(yaml.safe_load(recipe(config, dict.fromkeys(NAMES, "hub"))))
     back = dataclasses.replace(shown, output=config.output, tracking=config.tracking, preset=config.preset)
     assert back == config
+
+
+@pytest.mark.parametrize("task", [{}, {"joint": False}, {"intermediate": None}, {"logits": {"epochs": 10}}])
+def test_the_phases_shown_are_those_that_the_run_had(task: dict[str, Any]) -> None:
+    config = parse_config({"task": task})
+    back = parse_config(yaml.safe_load(recipe(config, dict.fromkeys(NAMES, "hub"))))
+    assert back.task == config.task

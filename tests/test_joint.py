@@ -23,7 +23,8 @@ SHORT = (TINY, *FEW_STEPS, "general=null", "augment=null", "task.joint=true")
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, {"intermediate": LAYERS, "logits": PREDICTIONS}),
+        ({}, {"logits": LAYERS | PREDICTIONS}),
+        ({"joint": False}, {"intermediate": LAYERS, "logits": PREDICTIONS}),
         ({"joint": True}, {"intermediate": LAYERS, "logits": LAYERS | PREDICTIONS}),
         ({"joint": True, "intermediate": None}, {"logits": LAYERS | PREDICTIONS}),
         ({"joint": True, "logits": None}, {"intermediate": LAYERS}),

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from distill.config import load_config, parse_config, to_plain
+from distill.config import IntermediateTraining, TaskOptions, load_config, parse_config, to_plain
 from distill.presets import under_preset
 from distill.settings import UserError
 from pipelines import task as task_stage
 from tests.builders import FEW_STEPS, ROOT, TINY, finished_run, run_cli, succeed
 
 PRESETS = ("default", "paper", "reference")
+PHASE = "task.intermediate."
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -44,14 +45,36 @@ def test_the_table_is_what_the_presets_are_and_nothing_is_missing_from_it() -> N
     keys = sorted(set().union(*presets) - {"preset"})
     differing = {key: [values.get(key) for values in presets] for key in keys}
     differing = {key: values for key, values in differing.items() if values.count(values[0]) < len(values)}
+    # Of the phase that default has not, the settings in which the others agree are those of the settings themselves.
+    alike = {key for key, (_, *others) in differing.items() if PHASE in key and others[0] == others[1]}
+    settings = flat(to_plain(TaskOptions().intermediate), PHASE)
+    assert {key: differing.pop(key)[1] for key in sorted(alike)} == {key: settings[key] for key in sorted(alike)}
     told = {
         name: [float(v) if isinstance(v, str) and "e-" in v else v for v in row] for name, row in documented().items()
     }
     assert told == differing
 
 
-def test_default_is_what_the_settings_are_without_a_preset() -> None:
+def test_default_is_what_is_there_without_a_preset() -> None:
     assert parse_config({"preset": "default"}) == parse_config({})
+
+
+@pytest.mark.parametrize("task", [{}, {"logits": {"epochs": 4}}, {"type": "regression"}])
+def test_default_has_one_phase_at_the_rate_that_was_found(task: dict[str, Any]) -> None:
+    found = parse_config({"task": task}).task
+    assert found is not None
+    assert found.logits is not None
+    assert (found.intermediate, found.joint) == (None, True)
+    assert (found.logits.learning_rate, found.logits.balance) == (1e-3, "gradient")
+    assert found.logits.epochs == task.get("logits", {}).get("epochs", 10)
+
+
+@pytest.mark.parametrize("task", [{"intermediate": {}}, {"joint": False}, {"logits": None}])
+def test_default_leaves_phases_alone_that_a_config_settles(task: dict[str, Any]) -> None:
+    found = parse_config({"task": task}).task
+    assert found == TaskOptions(
+        **{**task, **({"intermediate": IntermediateTraining()} if "intermediate" in task else {})}
+    )
 
 
 @pytest.mark.parametrize(("name", "epochs"), [("cola", 50), ("mnli", 10), ("qqp", 10), ("qnli", 10), ("rte", 20)])

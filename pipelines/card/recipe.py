@@ -35,6 +35,8 @@ def recipe(config: Config, public: Mapping[str, str]) -> str:
         public: the settings among NAMES whose values others know.
     """
     settings = _differences(config, "", public)
+    if config.task is not None:  # without it a config leaves its phases to the preset
+        settings.setdefault("task", {})["joint"] = config.task.joint
     shown = dump_values(settings)
     # What a reader's renderer would not show, or would turn around, is spelt out.
     return shown if shown.replace("\n", "").isprintable() else dump_values(settings, ascii_only=True)
