@@ -18,7 +18,16 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.quality_systems import INTERMEDIATE_SHARE, Peer, System
-from benchmarks.quality_tasks import SIZES, TEACHER, Task, runtime, teacher_config, write_splits
+from benchmarks.quality_tasks import (
+    SIZES,
+    TEACHER,
+    Task,
+    runtime,
+    teacher_config,
+    unlabelled_file,
+    write_splits,
+    write_unlabelled,
+)
 from benchmarks.run_file import locked
 from benchmarks.textbrewer import TextBrewer
 from distill.checkpoint import write_json
@@ -107,6 +116,8 @@ def measure(cell: Cell, data: Path, work: Path, costs: Path, *, reported: str = 
             measured once and written there: a cell has the same number of steps whenever and wherever it is run.
     """
     make_teacher(cell.task, data, work)
+    if isinstance(cell.recipe, System) and cell.recipe.unlabelled:
+        write_unlabelled(data, unlabelled_file(work))
     if isinstance(cell.recipe, System) and cell.recipe.general_steps:
         task = cell.task if cell.recipe.taught_by_task else None
         first = str(general_student(cell.recipe.general_steps, cell.size, data, work, task))
@@ -231,6 +242,7 @@ def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], answ
                 "save_every_steps": max(200, count),
             }
     augment = system.augment.get(cell.task.type)
+    more = {"path": "text", "data_files": str(unlabelled_file(work))} if cell.task.type in system.unlabelled else None
     keeps = cell.task.keeps_answers and (augment is None or system.keeps_copies)
     return parse_config(
         {
@@ -244,6 +256,7 @@ def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], answ
                 "type": cell.task.type,
                 "metric": cell.task.metric,
                 "losses": system.losses,
+                "unlabelled": more,
                 **system.task,
                 **phases,
             },

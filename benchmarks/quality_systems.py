@@ -23,7 +23,8 @@ class System:
     whole sections of the config that no other field is about, for instance layer_map; general_steps: of general
     distillation beforehand, beside the budget; taught_by_task: whether the task's teacher teaches there, else the
     packaged one as it is; augment: the section of that name by task type, of word vectors
-    alone; keeps_copies: whether augmented rows come more than once too, see Task.keeps_answers."""
+    alone; keeps_copies: whether augmented rows come more than once too, see Task.keeps_answers; unlabelled: types of
+    tasks that text of other sets goes along with, as task.unlabelled."""
 
     preset: str
     phases: Phases
@@ -36,6 +37,7 @@ class System:
     taught_by_task: bool = False
     augment: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     keeps_copies: bool = False
+    unlabelled: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

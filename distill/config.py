@@ -23,6 +23,7 @@ from distill.presets import under_preset
 from distill.settings import UserError, settings
 from distill.students import StudentOptions
 from distill.training import TrainingOptions
+from distill.unlabelled import UnlabelledOptions
 
 
 @settings
@@ -97,6 +98,9 @@ class TaskOptions:
     joint: bool = False
     """The phase on logits keeps the terms of the intermediate phase; where intermediate is null, one joint phase, which
     preset: default has where neither is given."""
+    unlabelled: UnlabelledOptions | None = None
+    """Text without labels to train on beside the training rows, wherever augmented ones take part; the teacher says
+    what it is. The keys of data that name a source and its texts; losses.labels must be off."""
     augmented_logits: bool = True
     """Whether the phase on logits trains on the augmented rows too (the paper: not for STS-B and SQuAD)."""
 

@@ -45,10 +45,7 @@ def canonical_rows(dataset: Dataset, task: TaskType, columns: Columns, names: Se
             read: Callable[[Any], Any] = _read_text if canonical not in (label_column, "tokens") else _read_words
             if canonical == label_column:
                 read = lambda value: value if task.is_withheld(value) else task.read_label(value, names)  # noqa: E731
-            checked[canonical] = [
-                _located(read, value, key, own, split, index)
-                for value, index in zip(_column(rows, own, key, split, indices), indices, strict=True)
-            ]
+            checked[canonical] = read_column(read, rows, own, key, split, indices)
         for index, words, tags in zip(indices, checked.get("tokens", []), checked.get("tags", []), strict=False):
             if len(words) != len(tags):
                 raise UserError(
@@ -75,13 +72,25 @@ def canonical_rows(dataset: Dataset, task: TaskType, columns: Columns, names: Se
     return checked
 
 
-def _column(rows: Any, column: str, key: str, split: str, indices: Sequence[int]) -> list[Any]:
+def read_column(
+    read: Callable[[Any], Any], rows: Any, column: str, key: str, split: str, indices: Sequence[int]
+) -> list[Any]:
+    """What `read` makes of a column's values in a batch of `Dataset.map`.
+
+    Args:
+        key: the setting that names the column.
+        split: as messages name it, perhaps with its file.
+
+    Raises:
+        UserError: naming key, split, row (from 0) and what `read` had to say.
+    """
     try:
-        return list(rows[column])
+        values = list(rows[column])
     except UnicodeDecodeError:
         for number, index in enumerate(indices):
             _located(lambda at: rows.pa_table[column][at].as_py(), number, key, column, split, index)
         raise
+    return [_located(read, value, key, column, split, index) for value, index in zip(values, indices, strict=True)]
 
 
 def _located(read: Callable[[Any], Any], value: Any, key: str, column: str, split: str, index: int) -> Any:

@@ -141,16 +141,19 @@ def masked_lm(run: Run) -> MaskedLM | None:
 
 
 def training_rows(run: Run) -> Dataset:
-    """The rows of task distillation: the training split, and its augmentations where the stage is on."""
+    """The rows of task distillation: the training split, its augmentations where the stage is on, and text without
+    labels where there is some."""
     rows = run.data.splits["train"]
-    if run.config.augment is None:
-        return rows
-    files = [str(path) for path in shard_paths(augmented_folder(run), _shards(run)) if read_counts([path])["kept"]]
-    if not files:
-        return rows
-    with run.accelerator.main_process_first():
-        augmented = load_dataset("parquet", data_files=files, split="train")
-    return concatenate_datasets([rows, augmented.select_columns(rows.column_names).cast(rows.features)])
+    parts = [rows]
+    if run.config.augment is not None:
+        files = [str(path) for path in shard_paths(augmented_folder(run), _shards(run)) if read_counts([path])["kept"]]
+        if files:
+            with run.accelerator.main_process_first():
+                augmented = load_dataset("parquet", data_files=files, split="train")
+            parts.append(augmented.select_columns(rows.column_names).cast(rows.features))
+    if run.unlabelled is not None:
+        parts.append(run.unlabelled)
+    return concatenate_datasets(parts) if len(parts) > 1 else rows
 
 
 def samples(run: Run, count: int) -> list[tuple[str, str]]:

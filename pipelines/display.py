@@ -44,6 +44,8 @@ def show_plan(run: Run, due: Sequence[Due], works: Sequence[Work]) -> None:
         )
     if run.config.task is not None:
         counts = ", ".join(f"{len(rows):,} {split}" for split, rows in run.data.splits.items())
+        if run.unlabelled is not None:
+            counts += f", {len(run.unlabelled):,} unlabelled"
         console.print(f"data: {run.config.data.path}, {counts}", highlight=False, markup=False)
         for note in run.data.notes:
             console.print(f"note: {note}", highlight=False, markup=False)

@@ -42,6 +42,7 @@ from distill.vocabulary import CutVocabulary
 from pipelines.encoded import Encoded
 from pipelines.launch import cpu_threads
 from pipelines.lock import FolderLock
+from pipelines.unlabelled import unlabelled_rows
 from pipelines.vocabulary import cut_for
 from pipelines.waiting import announce, group_timeout
 
@@ -156,6 +157,11 @@ class Run:
     def data(self) -> TaskData:
         with self.accelerator.main_process_first():
             return load_task_data(self.config.data, self.task, self.config.seed)
+
+    @cached_property
+    def unlabelled(self) -> Dataset | None:
+        """The rows of task.unlabelled."""
+        return unlabelled_rows(self)
 
     @cached_property
     def data_hash(self) -> str:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from distill.activations import Needs
 from distill.checkpoint import sha256_of, write_folder, write_json, write_tensors
 from distill.config import Config, TaskOptions, to_plain
-from distill.data import Placement
+from distill.data import Placement, fingerprint
 from distill.initialization import adopt_head
 from distill.losses import Match, check_models
 from distill.objective import Objective
@@ -58,6 +58,11 @@ class TaskStage(Stage):
             raise UserError("task.losses: neither logits nor labels is on; set task.logits=null.")
         if options.compares_layers:
             check_models(options.losses, "task.losses", run.student_config(), run.checkpoint.config)
+        if run.unlabelled is not None and not any(takes_more for _, _, takes_more in phases(options)):
+            raise UserError(
+                "task.unlabelled: no phase trains on it: there is no intermediate phase, and task.augmented_logits is "
+                "false. Set task.augmented_logits=true, or task.unlabelled=null."
+            )
         check_length(run.checkpoint, run.config.data.max_length, "data.max_length")
         check_length(run.student_source, run.config.data.max_length, "data.max_length")
         if run.config.teacher.training is None:
@@ -65,13 +70,14 @@ class TaskStage(Stage):
 
     def depends_on(self, run: Run) -> Mapping[str, Any]:
         return {
-            "task": to_plain(run.task_options),
+            "task": _task_settings(run),
             "teacher.dropout": run.config.teacher.dropout,
             "student": run.student_settings,
             "layer_map": to_plain(run.config.layer_map),
             "data": to_plain(run.config.data),
             "seed": run.config.seed,
             "data content": run.data_hash,
+            **({} if run.unlabelled is None else {"unlabelled content": fingerprint(run.unlabelled)}),
             "student vocabulary": vocabulary_hash(run.tokenizer),
             "teacher weights": run.teacher_hash,
         }
@@ -79,8 +85,9 @@ class TaskStage(Stage):
     def plan(self, run: Run) -> list[Work]:
         copies = 1 + (run.config.augment.copies if run.config.augment else 0)
         rows = len(run.encoded.features["train"])
+        unlabelled = len(run.unlabelled) if run.unlabelled is not None else 0
         return [
-            training_work(run, f"task.{name}", options, rows * (copies if augmented else 1))
+            training_work(run, f"task.{name}", options, rows * copies + unlabelled if augmented else rows)
             for name, options, augmented in phases(run.task_options)
         ]
 
@@ -118,6 +125,7 @@ class TaskStage(Stage):
         return {
             **figures,
             "training_rows": len(train),
+            **({} if run.unlabelled is None else {"unlabelled_rows": len(run.unlabelled)}),
             "layer_map": run.layer_map.describe(),
             "steps": sum(result.steps for result in results.values()),
             "tokens": sum(result.tokens for result in results.values()),
@@ -242,8 +250,16 @@ class TaskStage(Stage):
             )
 
 
+def _task_settings(run: Run) -> dict[str, Any]:
+    """As the stage depends on them: what is not set does not count, so that it may be new."""
+    settings: dict[str, Any] = to_plain(run.task_options)
+    if settings["unlabelled"] is None:
+        del settings["unlabelled"]
+    return settings
+
+
 def phases(options: TaskOptions) -> Iterator[tuple[str, TrainingOptions, bool]]:
-    """The phases that are on: name, training, and whether augmented rows take part."""
+    """The phases that are on: name, training, and whether augmented and unlabelled rows take part."""
     if options.intermediate is not None:
         yield "intermediate", options.intermediate, True
     if options.logits is not None:
@@ -253,7 +269,7 @@ def phases(options: TaskOptions) -> Iterator[tuple[str, TrainingOptions, bool]]:
 def _needs_later(run: Run) -> Needs:
     """What the logits phase will ask the teacher about the rows of the intermediate phase, beside their states."""
     options = run.task_options
-    same_rows = options.augmented_logits or run.config.augment is None
+    same_rows = options.augmented_logits or (run.config.augment is None and options.unlabelled is None)
     if options.logits is None or not same_rows:
         return Needs()
     return Needs(logits="logits" in options.terms()["logits"])

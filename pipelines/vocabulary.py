@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 
 def cut_for(run: Run) -> CutVocabulary | None:
-    """The vocabulary cut to the task's training rows, as long as they are read, and the unlabelled corpus; None where
-    student.vocabulary is not set. Rows that the stage augment makes are not counted.
+    """The vocabulary cut to the task's training rows and its rows without labels, as long as they are read, and the
+    corpus of general distillation; None where student.vocabulary is not set. Rows that the stage augment makes are not
+    counted.
 
     Raises:
         UserError: no WordPiece tokenizer; settings that cannot go together; a size that is too small.
@@ -36,6 +37,8 @@ def cut_for(run: Run) -> CutVocabulary | None:
     counts = np.zeros(embeddings, dtype=np.int64)
     if run.config.task is not None:
         counts += _counts(run.teacher_encoded.features["train"], embeddings)
+        if run.unlabelled is not None:
+            counts += _counts(run.teacher_encoded.encode(run.unlabelled, "unlabelled rows"), embeddings)
     if run.config.general is not None:
         general = run.config.general
         with run.accelerator.main_process_first():

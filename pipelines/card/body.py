@@ -100,6 +100,10 @@ def _distillation(facts: Facts) -> Iterator[str]:
     if config.general is not None:
         corpus = config.general.corpus
         yield f"Unlabelled text for general distillation: {_data(facts, 'general.corpus', corpus.path, corpus.name)}."
+    if config.task is not None and config.task.unlabelled is not None and "task" in results:
+        more, count = config.task.unlabelled, results["task"]["unlabelled_rows"]
+        source = _data(facts, "task.unlabelled", more.path, more.name)
+        yield f"Unlabelled text for task distillation, answered by the teacher: {source}, {count:,} rows."
     if config.augment is not None and "augment" in results:
         found = results["augment"]
         yield (

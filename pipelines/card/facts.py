@@ -110,6 +110,8 @@ def origins(run: Run) -> dict[str, Any]:
     names["data.path"] = run.config.data.path
     if run.config.general is not None:
         names["general.corpus.path"] = run.config.general.corpus.path
+    if run.config.task is not None and run.config.task.unlabelled is not None:
+        names["task.unlabelled.path"] = run.config.task.unlabelled.path
     if run.config.augment is not None:
         given = {"masked_lm": run.config.augment.masked_lm, "vectors": run.config.augment.vectors}
         names |= {f"augment.{key}": name for key, name in given.items() if name is not None}

@@ -66,6 +66,8 @@ def metadata(facts: Facts) -> ModelCardData:
     sources = {"data.path": config.data.path} if config.task is not None else {}
     if config.general is not None:
         sources["general.corpus.path"] = config.general.corpus.path
+    if config.task is not None and config.task.unlabelled is not None:
+        sources["task.unlabelled.path"] = config.task.unlabelled.path
     return ModelCardData(
         model_name=model_name(facts) if figures else None,  # a part of the model index
         base_model=config.teacher.model if names.get("teacher.model") == "hub" else None,

@@ -13,7 +13,7 @@ HIDDEN = "(not published)"
 """Stands where a setting names something that only its owner has."""
 LEFT_OUT = frozenset({"preset", "output", "tracking", "project", "card", "runtime.logits_cache"})
 """Places and accounts of whoever ran it; the preset is written out in what differs from the defaults."""
-FILES = frozenset({"data.data_files", "general.corpus.data_files"})
+FILES = frozenset({"data.data_files", "general.corpus.data_files", "task.unlabelled.data_files"})
 NAMES = frozenset(
     {
         "teacher.model",
@@ -21,6 +21,7 @@ NAMES = frozenset(
         "student.initialization",
         "data.path",
         "general.corpus.path",
+        "task.unlabelled.path",
         "augment.masked_lm",
         "augment.vectors",
     }

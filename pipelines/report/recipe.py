@@ -122,6 +122,8 @@ def _data(run: Run, record: Record) -> Iterator[tuple[str, str]]:
             yield "labels", f"{len(run.data.names):,}"
     if "augment" in record.results:
         yield "augmented rows kept", f"{record.results['augment']['kept']:,}"
+    if "unlabelled_rows" in record.results.get("task", {}):
+        yield "unlabelled rows", f"{record.results['task']['unlabelled_rows']:,}"
     if "training_rows" in record.results.get("task", {}):
         yield "rows of the task distillation", f"{record.results['task']['training_rows']:,}"
     for stage, result in record.results.items():
