@@ -2,7 +2,7 @@
 Questions, and what was decided, stand in experiment_questions.py; tasks and training are those of quality.py.
 
     python -m benchmarks.experiments --data ../shared/data --work runs/quality
-    python -m benchmarks.experiments --data ../shared/data --work runs/quality --only rates,trec,0
+    python -m benchmarks.experiments --data ../shared/data --work runs/quality --only rates,trec,0 --size tiny
     python -m benchmarks.experiments --report
 
 A run is a task, a way (`two-phases`, or a choice changed) and a seed; it is written to
@@ -15,7 +15,8 @@ high for every way alike; ways are compared in pairs, by task and seed. What a s
 experiments_step_seconds_PRECISION.json: ways that cost the same take as many steps, whenever they are run. Machines
 with bf16 products take many more in the time than those without, and have tables of their own.
 
-Keys of the JSON: runs, each with task, way, seed, budget_seconds, value, metric, steps, training_seconds, cpu_seconds.
+Keys of the JSON: runs, each with task, way, size, seed, budget_seconds, value, metric, steps, training_seconds,
+cpu_seconds.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from transformers.utils import logging
 
 from benchmarks.experiment_questions import BASE, QUESTIONS, START, TASK_NAMES
 from benchmarks.quality_cells import Cell, measure
-from benchmarks.quality_tasks import TASKS, runtime
+from benchmarks.quality_tasks import SIZES, TASKS, runtime
 from benchmarks.run_file import Run, chosen, costs_of, locked, read_runs
 from distill.checkpoint import write_json, write_text
 from distill.settings import UserError
@@ -49,7 +50,7 @@ PREFACE = """# Experiments
 What each choice of the recipe is worth. Written by `python -m benchmarks.experiments --report` from
 `benchmarks/results/experiments.json`; `benchmarks/experiment_questions.py` has each way's settings.
 
-The student has the demo's shape (3L-312). Each run trains for as much time on one thread as is said over the
+Each run trains for as much time on one thread as is said over the
 table, its first weights included; how many steps that is follows from what a step costs, measured once in each
 precision (a step in bf16 takes about half as long; the 120 seconds were measured on a busier machine and are fewer
 steps than they could be, as many for each way of the same cost). From 180 seconds on the teacher is asked about the
@@ -59,6 +60,7 @@ Teachers in bf16 are others than in fp32: trec 0.9487 in both, stsb 0.8604 (fp32
 `change` is the mean over pairs (task, seed) of 100 (way / two phases - 1), with its standard error over the pairs.
 """
 SIZE, SECONDS, SEEDS = "3L-312", 300.0, (0, 1)
+"""Where none is named. The size is that of runs, too, that do not say theirs."""
 
 
 def grid(questions: Sequence[str], tasks: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, str, int]]:
@@ -70,29 +72,37 @@ def grid(questions: Sequence[str], tasks: Sequence[str], seeds: Sequence[int]) -
                 yield way, task, seed
 
 
-def run(way: str, task: str, seed: int, seconds: float, data: Path, work: Path, costs: Path) -> dict[str, Any]:
+def run(
+    way: str, task: str, size: str, seed: int, seconds: float, data: Path, work: Path, costs: Path
+) -> dict[str, Any]:
     """Train a student this way for so long; its figures."""
     system, costs_like = START, None
     for question in QUESTIONS.values():
         if way in question.ways:
             system = question.ways[way](system)
             costs_like = question.costs_like
-    cell = Cell(TASKS[task], way, system, SIZE, seed, seconds, costs_like)
+    cell = Cell(TASKS[task], way, system, size, seed, seconds, costs_like)
     figures = measure(cell, data, work, costs, reported="validation")
     kept = ("value", "metric", "steps", "training_seconds", "cpu_seconds", "precision", "cpu")
-    return {"task": task, "way": way, "seed": seed, "budget_seconds": seconds, **{key: figures[key] for key in kept}}
+    asked = {"task": task, "way": way, "size": size, "seed": seed, "budget_seconds": seconds}
+    return {**asked, **{key: figures[key] for key in kept}}
 
 
 def _key(run: Run) -> tuple[Any, ...]:
-    return run["way"], run["task"], run["seed"], run["budget_seconds"], run["precision"]
+    return run["way"], run["task"], run["seed"], *_table(run)
+
+
+def _table(run: Run) -> tuple[str, float, str]:
+    """What runs of one table have in common."""
+    return run.get("size", SIZE), run["budget_seconds"], run["precision"]
 
 
 def report(runs: Sequence[Run]) -> str:
     """docs/experiments.md."""
     lines = [PREFACE]
-    for budget, precision in sorted({(run["budget_seconds"], run["precision"]) for run in runs}):
-        own = [run for run in runs if (run["budget_seconds"], run["precision"]) == (budget, precision)]
-        lines += [f"{budget:g} seconds in {precision}:", ""]
+    for size, budget, precision in sorted(set(map(_table, runs))):
+        own = [run for run in runs if _table(run) == (size, budget, precision)]
+        lines += [f"{size}, {budget:g} seconds in {precision}:", ""]
         tasks = [name for name in TASK_NAMES if any(run["task"] == name for run in own)]
         lines += [_table_head(own, tasks), "|---|" + "---|" * (len(tasks) + 3)]
         if any(run["way"] == BASE for run in own):
@@ -140,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder with trec/, stsb/, ...; rows as JSON lines, gzipped")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="teachers and what is being trained")
     parser.add_argument("--only", action="append", default=[], metavar="NAME,...", help="questions, tasks, seeds")
+    parser.add_argument("--size", choices=list(SIZES), default=SIZE, help="of the student; %(default)s")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of training a student; %(default)s")
     parser.add_argument("--report", action="store_true", help="write docs/experiments.md; train nothing")
     parser.add_argument("--output", type=Path, default=RESULTS, help="the JSON; finished runs in it are kept")
@@ -161,9 +172,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         precision = runtime()["precision"]
         costs = costs_of(options.output, precision)
         for way, task, seed in grid(questions, tasks, list(map(int, seeds))):
-            if (way, task, seed, options.seconds, precision) in map(_key, read_runs(options.output)):
+            if (way, task, seed, options.size, options.seconds, precision) in map(_key, read_runs(options.output)):
                 continue
-            found = run(way, task, seed, options.seconds, options.data, options.work, costs)
+            found = run(way, task, options.size, seed, options.seconds, options.data, options.work, costs)
             with locked(options.output):
                 write_json(options.output, {"runs": [*read_runs(options.output), found]})
             print(f"{way} {task} seed {seed}: {found['metric']} {found['value']:.4f}", flush=True)

@@ -135,14 +135,21 @@ def load_source(
     splits: Mapping[str, str | None] | None = None,
     *,
     key: str = "data",
+    named_by: str = "data.splits",
     streaming: bool = False,
 ) -> Any:
     """The source's splits under this project's names, rows untouched: a DatasetDict, or streams.
 
     Args:
         key: where the options stand in a config.
+        named_by: the setting that names the splits.
     """
     if options.path in EMBEDDED:
+        if options.data_files is not None:
+            raise UserError(
+                f"{key}.path: the embedded set {options.path} reads no file, and {key}.data_files names some. Set "
+                f"{key}.path to json, csv, parquet or text."
+            )
         return EMBEDDED[options.path].load()
     if isinstance(options.data_files, dict):
         for name in options.data_files:
@@ -161,7 +168,7 @@ def load_source(
             raise UserError(f"data.splits: {split!r} is not a split; use {', '.join(SPLITS)} as the keys.")
     for split, own in wanted.items():
         if own and own not in loaded and (splits or {}).get(split):
-            raise UserError(f"data.splits: there is no split {own!r}; the source has {', '.join(loaded)}.")
+            raise UserError(f"{named_by}: there is no split {own!r}; the source has {', '.join(loaded)}.")
         twice = [other for other in wanted if other < split and own and own in loaded and wanted[other] == own]
         if twice:
             raise UserError(

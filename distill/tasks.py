@@ -97,10 +97,10 @@ class TaskType:
     def is_withheld(self, label: Any) -> bool:
         return isinstance(label, int) and label == WITHHELD
 
-    def withheld(self, names: Sequence[str], words: int) -> Any:
-        """The canonical label of a row that has none, of so many words where words are classified. No loss may read
-        it."""
-        return WITHHELD
+    def no_label(self, names: Sequence[str], words: int) -> Any:
+        """What stands for the label of a row that has none, of so many words where words are classified. It fits every
+        type that the column may have; no loss may read it."""
+        return 0
 
     def num_labels(self, names: Sequence[str]) -> int:
         return len(names)
@@ -173,8 +173,8 @@ class MultiLabel(TaskType):
         chosen = {_class_index(item, names) for item in value}
         return [float(index in chosen) for index in range(len(names))]
 
-    def withheld(self, names: Sequence[str], words: int) -> list[float]:
-        return [float(WITHHELD)] * len(names)
+    def no_label(self, names: Sequence[str], words: int) -> list[float]:
+        return [0.0] * len(names)
 
     def pad_labels(self, labels: list[Any], length: int) -> np.ndarray:
         return np.asarray(labels, dtype=np.float32)
@@ -208,9 +208,6 @@ class Regression(TaskType):
 
     def is_withheld(self, label: Any) -> bool:
         return bool(label == float(WITHHELD))
-
-    def withheld(self, names: Sequence[str], words: int) -> float:
-        return float(WITHHELD)
 
     def num_labels(self, names: Sequence[str]) -> int:
         return 1
@@ -254,8 +251,8 @@ class TokenClassification(TaskType):
     def is_withheld(self, label: Any) -> bool:
         return isinstance(label, list) and bool(label) and all(item == WITHHELD for item in label)
 
-    def withheld(self, names: Sequence[str], words: int) -> list[int]:
-        return [WITHHELD] * words
+    def no_label(self, names: Sequence[str], words: int) -> list[int]:
+        return [0] * words
 
     def encode(self, rows: Rows, first_row: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Rows:
         encoded = tokenizer(
@@ -344,7 +341,7 @@ class QuestionAnswering(TaskType):
     def is_withheld(self, label: Any) -> bool:
         return False
 
-    def withheld(self, names: Sequence[str], words: int) -> dict[str, list[Any]]:
+    def no_label(self, names: Sequence[str], words: int) -> dict[str, list[Any]]:
         return {"text": [], "answer_start": []}
 
     def num_labels(self, names: Sequence[str]) -> int:

@@ -25,6 +25,10 @@ TEXTS = {"text": "text", "tokens": "text", "question": "text", "text_pair": "tex
 
 @settings
 class UnlabelledOptions(SourceOptions):
+    path: str = "text"
+    """A `datasets.load_dataset` builder (json, csv, parquet, text), or a hub name."""
+    split: str = "train"
+    """The source's split, for instance unsupervised; a file given alone is train."""
     text_pair: str | None = None
     """Column with the second text, where data has one; text_pair, or context for questions, where not given."""
     max_rows: PositiveInt | None = None
@@ -39,19 +43,15 @@ def load_unlabelled(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
 ) -> Dataset:
-    """Rows with the columns and types of `like`, the training split, their labels withheld (`TaskType.withheld`).
+    """Rows with the columns and types of `like`, the training split, their labels saying nothing (`TaskType.no_label`).
     Rows that lack a text are left out. Where words are classified a text may be a list of them, else it is cut into
     words as the tokenizer cuts it.
 
     Raises:
         UserError: an unreadable source, a missing column, a value that is no text, no row.
     """
-    source = load_source(options, key=KEY)
-    if "train" not in source:
-        raise UserError(
-            f"{KEY}.data_files: there is no train split, only {', '.join(source)}. Give the files as train."
-        )
-    rows = source["train"]
+    splits = {"train": options.split, "validation": None, "test": None}
+    rows = load_source(options, splits, key=KEY, named_by=f"{KEY}.split")["train"]
     texts = {name: _column_of(name, options, rows.column_names) for name in like.column_names if name in TEXTS}
     for name, own in texts.items():
         if own not in rows.column_names:
@@ -59,8 +59,6 @@ def load_unlabelled(
                 f"{KEY}.{TEXTS[name]}: there is no column {own!r}; the rows have {', '.join(rows.column_names)}. Set "
                 "it to one of them."
             )
-    if options.max_rows is not None and options.max_rows < len(rows):
-        rows = rows.shuffle(seed=seed).select(range(options.max_rows))
     (label,) = set(like.column_names) - set(texts)
 
     def canonical(batch: Any, indices: list[int]) -> dict[str, list[Any]]:
@@ -70,7 +68,7 @@ def load_unlabelled(
             found[name] = read_column(read, batch, own, f"{KEY}.{TEXTS[name]}", KEY, indices)
         whole = [values for values in zip(*found.values(), strict=True) if all(values)]
         kept: dict[str, list[Any]] = {name: [row[at] for row in whole] for at, name in enumerate(found)}
-        return {**kept, label: [task.withheld(names, len(row[0])) for row in whole]}
+        return {**kept, label: [task.no_label(names, len(row[0])) for row in whole]}
 
     checked = rows.map(
         canonical,
@@ -82,6 +80,8 @@ def load_unlabelled(
     )
     if not len(checked):
         raise UserError(f"{KEY}: there is no text in it. Give it rows, or set {KEY}=null.")
+    if options.max_rows is not None and options.max_rows < len(checked):
+        checked = checked.shuffle(seed=seed).select(range(options.max_rows))
     return checked
 
 

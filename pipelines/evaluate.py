@@ -24,7 +24,7 @@ from pipelines.estimate import training_work
 from pipelines.machine import machine
 from pipelines.run import Run
 from pipelines.stage import Stage, Work
-from pipelines.task import phases, save_student, student_folder
+from pipelines.task import epoch_rows, phases, save_student, student_folder
 
 ROUNDS = 5
 """Of measuring latency, a model after the other."""
@@ -77,11 +77,8 @@ class EvaluateStage(Stage):
             return given
         task = run.task_options
         base = task.logits or LogitsTraining()
-        copies = 1 + (run.config.augment.copies if run.config.augment else 0)
-        rows = len(run.encoded.features["train"])
         steps = sum(
-            total_steps(phase, -(-rows * (copies if augmented else 1) // phase.batch_size))
-            for _, phase, augmented in phases(task)
+            total_steps(phase, -(-epoch_rows(run, more=more) // phase.batch_size)) for _, phase, more in phases(task)
         )
         return replace(base, max_steps=steps)
 

@@ -58,11 +58,13 @@ class TaskStage(Stage):
             raise UserError("task.losses: neither logits nor labels is on; set task.logits=null.")
         if options.compares_layers:
             check_models(options.losses, "task.losses", run.student_config(), run.checkpoint.config)
-        if run.unlabelled is not None and not any(takes_more for _, _, takes_more in phases(options)):
-            raise UserError(
-                "task.unlabelled: no phase trains on it: there is no intermediate phase, and task.augmented_logits is "
-                "false. Set task.augmented_logits=true, or task.unlabelled=null."
-            )
+        given = {"task.unlabelled": run.unlabelled, "augment": run.config.augment}
+        for key, rows in given.items():
+            if rows is not None and not any(more for _, _, more in phases(options)):
+                raise UserError(
+                    f"{key}: no phase trains on its rows: there is no intermediate phase, and task.augmented_logits is "
+                    f"false. Set task.augmented_logits=true, or {key}=null."
+                )
         check_length(run.checkpoint, run.config.data.max_length, "data.max_length")
         check_length(run.student_source, run.config.data.max_length, "data.max_length")
         if run.config.teacher.training is None:
@@ -83,12 +85,9 @@ class TaskStage(Stage):
         }
 
     def plan(self, run: Run) -> list[Work]:
-        copies = 1 + (run.config.augment.copies if run.config.augment else 0)
-        rows = len(run.encoded.features["train"])
-        unlabelled = len(run.unlabelled) if run.unlabelled is not None else 0
         return [
-            training_work(run, f"task.{name}", options, rows * copies + unlabelled if augmented else rows)
-            for name, options, augmented in phases(run.task_options)
+            training_work(run, f"task.{name}", options, epoch_rows(run, more=more))
+            for name, options, more in phases(run.task_options)
         ]
 
     def run(self, run: Run) -> dict[str, Any]:
@@ -256,6 +255,18 @@ def _task_settings(run: Run) -> dict[str, Any]:
     if settings["unlabelled"] is None:
         del settings["unlabelled"]
     return settings
+
+
+def epoch_rows(run: Run, *, more: bool) -> int:
+    """Sequences of an epoch of a phase, at most: of the training split, and of its copies and the unlabelled rows where
+    they take part."""
+    rows = len(run.encoded.features["train"])
+    if not more:
+        return rows
+    copies = 1 + (run.config.augment.copies if run.config.augment else 0)
+    unlabelled = len(run.unlabelled) if run.unlabelled is not None else 0
+    # A context may be several sequences; how many is known of the training rows.
+    return rows * copies + round(unlabelled * rows / len(run.data.splits["train"]))
 
 
 def phases(options: TaskOptions) -> Iterator[tuple[str, TrainingOptions, bool]]:

@@ -346,7 +346,7 @@ def test_every_free_text_setting_is_shown_hidden_or_left_out_on_purpose() -> Non
     data = {"name", "text", "text_pair", "label", "labels", "splits"}
     shown = {f"data.{key}" for key in data} | {"general.corpus.name", "general.corpus.text", "task.metric"}
     shown |= {"student.family", "augment.stop_words"}
-    shown |= {f"task.unlabelled.{key}" for key in ("name", "text", "text_pair")}
+    shown |= {f"task.unlabelled.{key}" for key in ("name", "split", "text", "text_pair")}
     found = {key for key in free(Config) if not any(key == out or key.startswith(f"{out}.") for out in LEFT_OUT)}
     assert found == shown | NAMES | FILES
 

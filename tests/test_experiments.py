@@ -212,17 +212,21 @@ def test_the_report_has_each_way_that_was_run_and_names_the_others(
     output = tmp_path / "experiments.json"
     runs = [run("two-phases", "trec", 0, 0.8), run("two-phases", "trec", 1, 0.9), run("last", "trec", 0, 0.88)]
     runs.append({**run("last", "trec", 0, 0.93), "precision": "bf16"})
+    runs.append({**run("last", "trec", 0, 0.7), "size": "tiny"})
     output.write_text(json.dumps({"runs": runs}))
     assert experiments.main(["--report", "--output", str(output)]) == 0
     text = (tmp_path / "experiments.md").read_text()
     # What another precision gave is no pair of these.
-    assert text.index("60 seconds in bf16:") < text.index("| `last` | 0.9300 (1) |  | open |")
-    assert text.index("| `last` | 0.9300 (1) |") < text.index("60 seconds in fp32:")
+    assert text.index("3L-312, 60 seconds in bf16:") < text.index("| `last` | 0.9300 (1) |  | open |")
+    assert text.index("| `last` | 0.9300 (1) |") < text.index("3L-312, 60 seconds in fp32:")
     assert "|  | `two-phases` | 0.8500 (2) |  |  |" in text
     assert "| `last` | 0.8800 (1) | +10.00 (1 pair) | open |" in text
     assert "Not run: random, " in text
     assert "stsb (pearson)" not in text
-    assert text.count("Measured on: Some CPU.") == 2
+    assert text.count("Measured on: Some CPU.") == 3
+    # Nor is another size.
+    assert text.index("3L-312, 60 seconds in fp32:") < text.index("tiny, 60 seconds in fp32:")
+    assert text.index("tiny, 60 seconds in fp32:") < text.index("| `last` | 0.7000 (1) |  | open |")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Value
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +20,7 @@ from distill.teachers import open_checkpoint
 from distill.tiny import load
 from distill.unlabelled import UnlabelledOptions, load_unlabelled
 from pipelines import task as task_stage
+from pipelines.unlabelled import says
 from tests.builders import FEW_STEPS, TINY, finished_run, run_cli, succeed, write_rows
 
 NAMES = ("O", "PER")
@@ -34,11 +35,11 @@ LIKE: Mapping[str, dict[str, list[Any]]] = {
         "answers": [{"text": ["b"], "answer_start": [0]}],
     },
 }
-WITHHELD: Mapping[str, Any] = {
-    "single_label_classification": -1,
-    "multi_label_classification": [-1.0, -1.0],
-    "regression": -1.0,
-    "token_classification": [-1, -1, -1],
+NO_LABEL: Mapping[str, Any] = {
+    "single_label_classification": 0,
+    "multi_label_classification": [0.0, 0.0],
+    "regression": 0.0,
+    "token_classification": [0, 0, 0],
     "question_answering": {"text": [], "answer_start": []},
 }
 
@@ -60,7 +61,7 @@ def test_rows_have_the_training_splits_columns_and_types_and_no_label(task: str,
     like = Dataset.from_dict(LIKE[task])
     assert rows.features == like.features
     label = next(name for name in ("label", "tags", "answers") if name in like.column_names)
-    assert rows[0][label] == WITHHELD[task]
+    assert rows[0][label] == NO_LABEL[task]
     first = next(name for name in ("text", "tokens", "question") if name in like.column_names)
     assert rows[0][first] == (["rain", "or", "snow"] if first == "tokens" else "rain or snow")
     if len(like.column_names) == 3:
@@ -87,6 +88,34 @@ def test_a_sample_is_of_the_rows_and_the_same_each_time(tmp_path: Path) -> None:
     assert samples[0] == samples[1]
     assert len(set(samples[0])) == 7
     assert samples[0] != [f"rain {number}" for number in range(7)]
+
+
+def test_a_row_is_counted_in_the_file_where_it_is_wrong_even_if_a_sample_is_taken(tmp_path: Path) -> None:
+    rows = [{"text": [f"rain {number}"] if number == 18 else [], "label": 0} for number in range(20)]
+    file = write_rows(tmp_path / "rows.jsonl", [row if row["text"] else {**row, "text": None} for row in rows])
+    with pytest.raises(UserError, match="row 18 of"):
+        loaded("single_label_classification", file, max_rows=3)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int64", "bool", "float32"])
+@pytest.mark.parametrize("task", ["single_label_classification", "regression"])
+def test_a_label_column_may_be_of_any_type(task: str, kind: str, tmp_path: Path) -> None:
+    like = Dataset.from_dict({**LIKE[task], "label": [1]}).cast_column("label", Value(kind))
+    file = write_rows(tmp_path / "rows.jsonl", [{"text": "rain", "text_pair": "snow"}])
+    given = UnlabelledOptions(path="json", data_files=file)
+    rows = load_unlabelled(given, TASKS[task], NAMES, like, tokenizer(), 0)
+    assert rows.features == like.features
+
+
+def test_a_split_may_be_named_and_a_text_file_is_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("rain\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("snow\n", encoding="utf-8")
+    files: dict[str, str | list[str]] = {"train": str(tmp_path / "a.txt"), "test": str(tmp_path / "b.txt")}
+    like = Dataset.from_dict(LIKE["single_label_classification"])
+    for split, text in (("train", "rain"), ("test", "snow")):
+        given = UnlabelledOptions(data_files=files, split=split)
+        rows = load_unlabelled(given, TASKS["single_label_classification"], NAMES, like, tokenizer(), 0)
+        assert rows["text"] == [text]
 
 
 @pytest.mark.parametrize(
@@ -170,6 +199,43 @@ def test_what_validation_and_test_rows_say_is_left_out(tmp_path: Path) -> None:
     )
     outcome = succeed(TINY, *settings, "--output", tmp_path / "run", "--dry-run")
     assert "48 test, 1 unlabelled" in outcome.out
+
+    write_rows(tmp_path / "more.jsonl", [{"text": text} for text in held_out])
+    outcome = run_cli(TINY, *settings, "--output", tmp_path / "run")
+    assert outcome.status == 2
+    assert "task.unlabelled: each of its rows" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_out_words_are_known_however_they_are_cut() -> None:
+    rows = Dataset.from_dict({"tokens": [["@paul", "does", "n't", "live", "in", "U.S.", "."]]})
+    cut = {"tokens": ["@", "Paul", "doesn", "'", "t", "live", "in", "U", ".", "S", ".", "."]}
+    other = {"tokens": ["@", "Paul", "does", "live", "in", "U", ".", "S", ".", "."]}
+    assert says(rows[0], ["tokens"]) == says(cut, ["tokens"]) != says(other, ["tokens"])
+
+
+@pytest.mark.parametrize("key", ["data", "general.corpus", "task.unlabelled"])
+def test_files_beside_an_embedded_set_are_refused(key: str, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "more.jsonl", [{"text": "rain"}])
+    outcome = run_cli(TINY, *FEW_STEPS, f"{key}={{path: tiny, data_files: {file}}}", "--output", tmp_path / "run")
+    assert outcome.status == 2
+    assert f"{key}.path: the embedded set tiny reads no file" in outcome.err
+
+
+def test_the_student_on_labels_takes_as_many_steps(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "more.jsonl", [{"text": f"a new song {number}"} for number in range(40)])
+    run = tmp_path / "run"
+    succeed(
+        *(TINY, "general=null", "augment=null", own_teacher(), "runtime.precision=fp32"),
+        "task.intermediate={epochs: 2, batch_size: 16, log_every_steps: 1}",
+        "task.logits={epochs: 1, batch_size: 16, log_every_steps: 1}",
+        f"task.unlabelled={{path: json, data_files: {file}}}",
+        *("--output", run),
+    )
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = {row["stage"]: row["step"] for row in logged if "train/loss" in row}
+    # 192 + 40 rows are 15 batches of 16.
+    assert last == {"task.intermediate": 30, "task.logits": 15, "evaluate.undistilled": 45}
 
 
 def test_they_stand_beside_augmented_rows_and_where_these_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

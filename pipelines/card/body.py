@@ -100,7 +100,7 @@ def _distillation(facts: Facts) -> Iterator[str]:
     if config.general is not None:
         corpus = config.general.corpus
         yield f"Unlabelled text for general distillation: {_data(facts, 'general.corpus', corpus.path, corpus.name)}."
-    if config.task is not None and config.task.unlabelled is not None and "task" in results:
+    if config.task is not None and config.task.unlabelled is not None and "unlabelled_rows" in results.get("task", {}):
         more, count = config.task.unlabelled, results["task"]["unlabelled_rows"]
         source = _data(facts, "task.unlabelled", more.path, more.name)
         yield f"Unlabelled text for task distillation, answered by the teacher: {source}, {count:,} rows."
@@ -149,7 +149,9 @@ def _trainings(facts: Facts) -> Iterator[tuple[str, TrainingOptions, Mapping[str
     if config.general is not None and "general" in results:
         yield "general", config.general.training, results["general"]
     for name, figures in results.get("task", {}).get("phases", {}).items():
-        yield f"task, {name}", getattr(config.task, name), figures
+        options = getattr(config.task, name)
+        if options is not None:  # a result that is older than the config has phases of its own
+            yield f"task, {name}", options, figures
 
 
 def _losses(facts: Facts) -> Iterator[tuple[str, Mapping[str, LossTerm]]]:
