@@ -232,11 +232,13 @@ def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], answ
         phases: dict[str, Any] = {"intermediate": None, "logits": phase}
     else:
         phases = dict.fromkeys(("intermediate", "logits"))
+        rate = {"learning_rate": system.rates[cell.size]} if cell.size in system.rates else {}
         for name, count in steps.items():
             phases[name] = {
                 "batch_size": BATCH_SIZE,
                 "measure_gradients_every_steps": 10 * count,
                 **system.phases[name],
+                **rate,
                 "max_steps": count,
                 "evaluate_every_steps": max(1, count // VALIDATIONS[name]),
                 "save_every_steps": max(200, count),

@@ -24,7 +24,8 @@ class System:
     distillation beforehand, beside the budget; taught_by_task: whether the task's teacher teaches there, else the
     packaged one as it is; augment: the section of that name by task type, of word vectors
     alone; keeps_copies: whether augmented rows come more than once too, see Task.keeps_answers; unlabelled: types of
-    tasks that text of other sets goes along with, as task.unlabelled."""
+    tasks that text of other sets goes along with, as task.unlabelled; rates: peak rates of sizes that want another than
+    phases has."""
 
     preset: str
     phases: Phases
@@ -38,6 +39,7 @@ class System:
     augment: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     keeps_copies: bool = False
     unlabelled: frozenset[str] = frozenset()
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ SYSTEMS: Mapping[str, System | Peer] = {
         {},
         {"joint": True},
         augment={"token_classification": {"copies": 10, "candidates": 100, "probability": 0.7}},
+        rates={"tiny": 2e-3},
     ),
     **{
         name: System(

@@ -63,7 +63,7 @@ class TaskStage(Stage):
             if rows is not None and not any(more for _, _, more in phases(options)):
                 raise UserError(
                     f"{key}: no phase trains on its rows: there is no intermediate phase, and task.augmented_logits is "
-                    f"false. Set task.augmented_logits=true, or {key}=null."
+                    f"false. Set task.augmented_logits=true, task.intermediate={{}}, or {key}=null."
                 )
         check_length(run.checkpoint, run.config.data.max_length, "data.max_length")
         check_length(run.student_source, run.config.data.max_length, "data.max_length")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from benchmarks import experiments, quality_cells
 from benchmarks.experiment_questions import BASE, QUESTIONS, START, TASK_NAMES
 from benchmarks.quality_cells import Cell
-from benchmarks.quality_systems import System
+from benchmarks.quality_systems import SYSTEMS, System
 from benchmarks.quality_tasks import TASKS
 from distill import monitoring
 from distill.config import Config, to_plain
@@ -24,8 +25,8 @@ from tests.quality_data import small_data
 WAYS = [(name, way) for name, question in QUESTIONS.items() for way in question.ways]
 
 
-def config(system: System) -> Config:
-    cell = Cell(TASKS["trec"], "way", system, "3L-312", 0, 60.0)
+def config(system: System, size: str = "3L-312") -> Config:
+    cell = Cell(TASKS["trec"], "way", system, size, 0, 60.0)
     return quality_cells._config(cell, Path("work"), Path("run"), dict.fromkeys(system.shares, 80), Path("answers"))
 
 
@@ -244,3 +245,11 @@ def test_wrong_arguments_end_with_2(
     given = ["--output", str(tmp_path / "none.json"), "--work", str(tmp_path / "work")]
     assert experiments.main([*arguments, *given]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_size_may_want_another_rate_and_nothing_else() -> None:
+    recipe = SYSTEMS["default"]
+    assert isinstance(recipe, System)
+    plain = replace(recipe, rates={})
+    for size, expected in (("3L-312", set()), ("tiny", {"task.logits.learning_rate"})):
+        assert differences(to_plain(config(recipe, size)), to_plain(config(plain, size))) == expected
