@@ -233,8 +233,8 @@ class TaskStage(Stage):
     def _teacher_logits(self, run: Run, teacher: PreTrainedModel, rows: Dataset) -> Dataset:
         """Of the rows of the logits phase, given as they are trained on."""
         if not run.pieces_correspond:
-            texts = training_rows(run) if run.task_options.augmented_logits else run.data.splits["train"]
-            rows = run.teacher_encoded.encode(texts, "training rows for the teacher")
+            # There is no other phase then, so that this one reads all there are.
+            rows = run.teacher_encoded.encode(training_rows(run), "training rows for the teacher")
         bar = tqdm(total=len(rows), desc="teacher logits", unit="row", dynamic_ncols=True, disable=not run.is_main)
         shared = run.config.runtime.logits_cache
         with bar:

@@ -43,8 +43,8 @@ def test_the_student_learns_what_the_teacher_says_of_the_same_texts(
     monkeypatch.setattr(task_stage, "fit", watched)
     kept = f"runtime.logits_cache={tmp_path / 'logits'}"
     run = tmp_path / "run"
-    phase = f"task.augmented_logits={str(augmented).lower()}"
-    outcome = succeed(TINY, *FEW_STEPS, *LOGITS_ALONE, phase, kept, f"student.tokenizer={pieces}", "--output", run)
+    phase = () if augmented else ("task.augmented_logits=false", "augment=null")
+    outcome = succeed(TINY, *FEW_STEPS, *LOGITS_ALONE, *phase, kept, f"student.tokenizer={pieces}", "--output", run)
     assert "only logits are distilled" in " ".join(outcome.out.split())
     (rows,) = seen
     teacher = AutoModelForSequenceClassification.from_pretrained(run / "teacher" / "model").eval()

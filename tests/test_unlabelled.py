@@ -260,7 +260,8 @@ def test_they_stand_beside_augmented_rows_and_where_these_do(tmp_path: Path, mon
     ("settings", "told"),
     [
         (("task.losses.labels={}",), "task.losses.labels=null"),
-        (("task.intermediate=null", "task.augmented_logits=false"), "task.augmented_logits=true"),
+        (("task.intermediate=null", "task.augmented_logits=false"), "task.unlabelled: no phase trains on its rows"),
+        (("task={intermediate: null, augmented_logits: false}",), "augment: no phase trains on its rows"),
         (("task.unlabelled.text=body",), "task.unlabelled.text"),
         (("task.unlabelled.data_files=nowhere.txt",), "nowhere.txt does not exist"),
         (("task.unlabelled.max_row=3",), "did you mean task.unlabelled.max_rows"),
