@@ -50,13 +50,13 @@ PREFACE = """# Experiments
 What each choice of the recipe is worth. Written by `python -m benchmarks.experiments --report` from
 `benchmarks/results/experiments.json`; `benchmarks/experiment_questions.py` has each way's settings.
 
-Each run trains for as much time on one thread as is said over the
-table, its first weights included; how many steps that is follows from what a step costs, measured once in each
-precision (a step in bf16 takes about half as long; the 120 seconds were measured on a busier machine and are fewer
-steps than they could be, as many for each way of the same cost). From 180 seconds on the teacher is asked about the
-rows once, paid out of the time too, where they come more than once (all tasks here but sst2); before, it ran in every
-step. A figure is the best on validation rows, the mean over as many seeds as stand behind it; no test row was read.
-Teachers in bf16 are others than in fp32: trec 0.9487 in both, stsb 0.8604 (fp32: 0.8580), wnut17 0.5544 (0.5649).
+Each run trains for as much time on one thread as is said over the table, its first weights included; how many steps
+that is follows from what a step costs, measured once in each precision (a step in bf16 takes about half as long; the
+120 seconds were measured on a busier machine and are fewer steps than they could be, as many for each way of the same
+cost). From 180 seconds on the teacher is asked about the rows once, paid out of the time too, where they come more than
+once (all tasks here but sst2); before, it ran in every step. A figure is the best on validation rows, the mean over as
+many seeds as stand behind it; no test row was read. Teachers in bf16 are others than in fp32: trec 0.9487 in both, stsb
+0.8604 (fp32: 0.8580), wnut17 0.5544 (0.5649).
 `change` is the mean over pairs (task, seed) of 100 (way / two phases - 1), with its standard error over the pairs.
 """
 SIZE, SECONDS, SEEDS = "3L-312", 300.0, (0, 1)

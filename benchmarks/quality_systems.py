@@ -22,9 +22,9 @@ class System:
     task.losses; student: of the section student, beside its shape; task: further settings of that section; sections:
     whole sections of the config that no other field is about, for instance layer_map; general_steps: of general
     distillation beforehand, beside the budget; taught_by_task: whether the task's teacher teaches there, else the
-    packaged one as it is; augment: the section of that name by task type, of word vectors
-    alone; keeps_copies: whether augmented rows come more than once too, see Task.keeps_answers; unlabelled: types of
-    tasks that text of other sets goes along with, as task.unlabelled; rates: peak rates of sizes that want another than
+    packaged one as it is; augment: the section of that name by task type, of word vectors alone;
+    keeps_copies: whether augmented rows come more than once too, see Task.keeps_answers; unlabelled: types of tasks
+    that train on text of other sets as well, as task.unlabelled; rates: peak rates of sizes that want another than
     phases has."""
 
     preset: str

@@ -1,5 +1,5 @@
 """From files to batches: loading and splitting, tokenising, length-aware batches, collation.
-What a row means is left to tasks.py, checking it to rows.py; the unlabelled corpus of the general stage to corpus.py.
+What a row means is left to tasks/, checking it to rows.py; the unlabelled corpus of the general stage to corpus.py.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def _deepest(error: BaseException) -> str:
 
 
 def tokenize(rows: Dataset, task: TaskType, tokenizer: PreTrainedTokenizerBase, max_length: int, desc: str) -> Dataset:
-    """Encoded rows, memory-mapped; see tasks.py for the columns."""
+    """Encoded rows, memory-mapped; see tasks/ for the columns."""
 
     def encode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         return dict(task.encode(batch, indices[0], tokenizer, max_length))

@@ -1,5 +1,5 @@
 """Predictions to figures: running a model over a split, and the metrics. The only importer of `evaluate`.
-What a prediction is, is left to tasks.py."""
+What a prediction is, is left to tasks/."""
 
 from __future__ import annotations
 

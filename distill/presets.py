@@ -7,7 +7,7 @@ Sources: the paper is TinyBERT, arXiv 1909.10351; the code is huawei-noah/Pretra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 PAPER_EPOCHS = {"cola": 50, "mnli": 10, "qqp": 10, "qnli": 10}
@@ -18,13 +18,10 @@ REFERENCE_COPIES = {"cola": 30, "mnli": 10, "mrpc": 30, "sst2": 20, "stsb": 30, 
 
 def under_preset(values: Mapping[str, Any]) -> dict[str, Any]:
     """A config's plain values with those of its preset under them. An unknown preset is left for validation."""
-    presets: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-        "default": _default,
-        "paper": _paper,
-        "reference": _reference,
-    }
+    recipes = {"default": _default, "paper": _paper, "reference": _reference}
     preset = values.get("preset", "default")
-    return _merge(presets[preset](values), values) if preset in list(presets) else dict(values)
+    recipe = recipes.get(preset) if isinstance(preset, str) else None
+    return _merge(recipe(values), values) if recipe is not None else dict(values)
 
 
 def _default(values: Mapping[str, Any]) -> dict[str, Any]:

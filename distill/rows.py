@@ -1,5 +1,5 @@
 """A user's rows under this project's column names, each one checked.
-What a column or a label means is left to tasks.py, reading files to data.py."""
+What a column or a label means is left to tasks/, reading files to data.py."""
 
 from __future__ import annotations
 

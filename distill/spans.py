@@ -1,5 +1,5 @@
 """Answers in a context: which spans of a window can be one, and what they score.
-No torch in here: tasks.py evaluates with it, serving/ answers with it."""
+No torch in here: tasks/ evaluates with it, serving/ answers with it."""
 
 from __future__ import annotations
 

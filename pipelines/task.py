@@ -58,9 +58,8 @@ class TaskStage(Stage):
             raise UserError("task.losses: neither logits nor labels is on; set task.logits=null.")
         if options.compares_layers:
             check_models(options.losses, "task.losses", run.student_config(), run.checkpoint.config)
-        given = {"task.unlabelled": run.unlabelled, "augment": run.config.augment}
-        for key, rows in given.items():
-            if rows is not None and not any(more for _, _, more in phases(options)):
+        for key, given in (("task.unlabelled", run.unlabelled), ("augment", run.config.augment)):
+            if given is not None and not any(more for _, _, more in phases(options)):
                 raise UserError(
                     f"{key}: no phase trains on its rows: there is no intermediate phase, and task.augmented_logits is "
                     f"false. Set task.augmented_logits=true, task.intermediate={{}}, or {key}=null."

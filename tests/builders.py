@@ -17,11 +17,13 @@ from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
+import pytest
 from accelerate import Accelerator
 from datasets import Dataset
 
 from distill.training import Session
 from pipelines import cli
+from pipelines import task as task_stage
 
 ROOT = Path(__file__).parent.parent
 
@@ -130,6 +132,19 @@ def succeed(*arguments: str | Path) -> Outcome:
     outcome = run_cli(*arguments)
     assert outcome.status == 0, outcome.err[-3000:]
     return outcome
+
+
+def rows_of_phases(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Fills while runs train: how many rows each phase of the task has."""
+    rows: dict[str, int] = {}
+    fit = task_stage.fit
+
+    def watched(*arguments: Any, name: str, **options: Any) -> Any:
+        rows[name] = len(arguments[3].lengths)
+        return fit(*arguments, name=name, **options)
+
+    monkeypatch.setattr(task_stage, "fit", watched)
+    return rows
 
 
 TINY = str(ROOT / "configs" / "tiny.yaml")

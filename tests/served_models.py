@@ -1,5 +1,5 @@
 """Artefacts of tiny models for the tests of serving, one for each task, and what transformers says of the same texts.
-The oracle shares nothing with the server: pieces, padding and heads are those of transformers, decoding tasks.py's."""
+The oracle shares nothing with the server: pieces, padding and heads are those of transformers, decoding tasks/'s."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from distill.config import IntermediateTraining, TaskOptions, load_config, parse
 from distill.presets import under_preset
 from distill.settings import UserError
 from pipelines import task as task_stage
-from tests.builders import FEW_STEPS, ROOT, TINY, finished_run, run_cli, succeed
+from tests.builders import FEW_STEPS, ROOT, TINY, finished_run, rows_of_phases, run_cli, succeed
 
 PRESETS = ("default", "paper", "reference")
 PHASE = "task.intermediate."
@@ -169,14 +169,7 @@ def test_the_published_recipe_runs_padded_to_one_length_with_a_noisy_teacher(
 def test_the_logits_phase_sees_augmented_rows_only_where_it_should(
     augmented: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows: dict[str, int] = {}
-    fit = task_stage.fit
-
-    def watched(*arguments: Any, name: str, **options: Any) -> Any:
-        rows[name] = len(arguments[3].lengths)
-        return fit(*arguments, name=name, **options)
-
-    monkeypatch.setattr(task_stage, "fit", watched)
+    rows = rows_of_phases(monkeypatch)
     succeed(TINY, *FEW_STEPS, f"task.augmented_logits={str(augmented).lower()}", "--output", tmp_path / "run")
     assert (rows["task.logits"] == rows["task.intermediate"]) is augmented
     assert rows["task.logits"] <= rows["task.intermediate"]

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import quality, quality_report
-from benchmarks.quality_tasks import SIZES, TASKS, write_splits
+from benchmarks.quality_tasks import SIZES, TASKS, UNLABELLED, write_splits, write_unlabelled
 from distill import tiny
+from distill.settings import UserError
 from tests.quality_data import small_data
 
 
@@ -203,3 +204,25 @@ def test_the_tiny_student_is_a_seventh_and_a_half_of_the_teacher() -> None:
     layer = 4 * (d * d + d) + 2 * d * inner + inner + d + 4 * d
     parameters = (pieces + 512 + 2) * d + 2 * d + size.layers * layer + d * d + d + 6 * d + 6
     assert parameters <= 22_713_216 / 7.5
+
+
+def test_unlabelled_text_is_a_line_for_each_text_and_written_once(tmp_path: Path) -> None:
+    file = tmp_path / "rows" / "unlabelled.txt"
+    for name in UNLABELLED:
+        with pytest.raises(UserError, match=name):
+            write_unlabelled(tmp_path, file)
+        (tmp_path / name).mkdir()
+        if name == "books":
+            with gzip.open(tmp_path / name / "train.00.txt.gz", "wt") as stream:
+                stream.write("The rain fell on the town\nfor every morning of that year. Short. " * 3)
+        else:
+            with gzip.open(tmp_path / name / "train.jsonl.gz", "wt") as stream:
+                stream.writelines(json.dumps({"sentence": f"{name}\n{number}"}) + "\n" for number in range(2))
+    write_unlabelled(tmp_path, file)
+    expected = [f"{name} {number}" for name in UNLABELLED if name != "books" for number in range(2)]
+    expected += ["The rain fell on the town for every morning of that year."] * 3
+    assert sorted(file.read_text().splitlines()) == sorted(expected)
+
+    file.write_text("kept\n")
+    write_unlabelled(tmp_path, file)
+    assert file.read_text() == "kept\n"

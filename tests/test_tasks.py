@@ -1,4 +1,4 @@
-"""Claims about distill/tasks.py and rows.py: all five task types read a user's rows, encode, pad and decode them."""
+"""Claims about distill/tasks/ and rows.py: all five task types read a user's rows, encode, pad and decode them."""
 
 from __future__ import annotations
 

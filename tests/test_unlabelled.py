@@ -19,9 +19,8 @@ from distill.tasks import TASKS
 from distill.teachers import open_checkpoint
 from distill.tiny import load
 from distill.unlabelled import UnlabelledOptions, load_unlabelled
-from pipelines import task as task_stage
 from pipelines.unlabelled import says
-from tests.builders import FEW_STEPS, TINY, finished_run, run_cli, succeed, write_rows
+from tests.builders import FEW_STEPS, TINY, finished_run, rows_of_phases, run_cli, succeed, write_rows
 
 NAMES = ("O", "PER")
 LIKE: Mapping[str, dict[str, list[Any]]] = {
@@ -239,14 +238,7 @@ def test_the_student_on_labels_takes_as_many_steps(tmp_path: Path) -> None:
 
 
 def test_they_stand_beside_augmented_rows_and_where_these_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows: dict[str, int] = {}
-    fit = task_stage.fit
-
-    def watched(*arguments: Any, name: str, **options: Any) -> Any:
-        rows[name] = len(arguments[3].lengths)
-        return fit(*arguments, name=name, **options)
-
-    monkeypatch.setattr(task_stage, "fit", watched)
+    rows = rows_of_phases(monkeypatch)
     file = write_rows(tmp_path / "more.jsonl", [{"text": f"a new song {number}"} for number in range(30)])
     settings = (*FEW_STEPS, *ALONE, own_teacher(), f"task.unlabelled={{path: json, data_files: {file}}}")
     run = tmp_path / "run"

@@ -30,7 +30,7 @@ class TextColumns:
 
     @classmethod
     def of(cls, column_names: Collection[str], outside: int | str = "O") -> TextColumns:
-        """The varying columns of a data set under this project's column names (distill/tasks.py)."""
+        """The varying columns of a data set under this project's column names (distill/tasks/)."""
         if "tokens" in column_names:
             return cls(tokens="tokens", tags="tags", outside=outside)
         if "answers" in column_names:

@@ -78,7 +78,7 @@ class Answerer:
         self, served: Served, tokenizer: Tokenizer, pad_id: int, takes: Sequence[str], forward: Forward
     ) -> None:
         self.served, self.pad_id, self.takes, self.forward = served, pad_id, takes, forward
-        # As the task's own rows are cut (tasks.py); a question is cut before, by a tokenizer that does not truncate.
+        # As the task's own rows are cut (tasks/); a question is cut before, by a tokenizer that does not truncate.
         self._whole, self._cut = (Tokenizer.from_str(tokenizer.to_str()) for _ in range(2))
         for one in (self._whole, self._cut):
             one.no_padding()
