@@ -93,7 +93,8 @@ def _section(name: str, **changes: Any) -> Way:
 def _copies(count: int, kept: bool = False, **options: Any) -> Way:
     """kept: the teacher's answers about them are, which pays where they come more than once. options: of augment."""
     augment = {TASKS[name].type: {"copies": count, **options} for name in TASK_NAMES}
-    return lambda system: replace(system, augment=augment, keeps_copies=kept)
+    keeps = frozenset(name for name in TASK_NAMES if kept and TASKS[name].keeps_answers)
+    return lambda system: replace(system, augment=augment, keeps_answers=keeps)
 
 
 def _short(change: Way) -> Way:

@@ -10,12 +10,13 @@ Every run is written to benchmarks/results/quality.json when it is finished and 
 a stopped one goes on from its checkpoint. --only takes names of tasks, systems and sizes, and seeds: of each kind that
 is named, nothing else is run. --report writes the section of docs/results.md and its plot from the JSON alone.
 
-A student's training steps take --seconds of processor time on one thread, which is what the clock shows where nothing
-else runs; how many that is follows from the step's cost, probed once and kept beside the figures in
-quality_step_seconds.json: another machine trains as many steps. What making the first weights takes is paid out of the
-budget, and one pass of the teacher over the rows where its answers are kept; validation, test and loading come on top.
+A student's training steps take --seconds of processor time on one thread (`more-text`: 600 where not given), which is
+what the clock shows where nothing else runs; how many that is follows from the step's cost, probed once and kept beside
+the figures in quality_step_seconds.json: another machine trains as many steps. What making the first weights takes is
+paid out of the budget, as are augmented rows and one pass of the teacher over the rows where its answers are kept;
+validation, test and loading come on top.
 Weights are chosen on validation rows, which are in neither training nor test. No system
-has general distillation, and none but `default`, where tokens are classified, has augmentation.
+has general distillation; augmentation has `default` where tokens are classified, and `more-text`.
 
 Keys of the JSON: runs, each with task, system, size, seed, budget_seconds, value (of the task's metric on the reported
 rows), teacher (its teacher's value), validation, metrics, parameters, steps, training_seconds and cpu_seconds; rows,
@@ -49,21 +50,30 @@ from distill.settings import UserError
 RESULTS = Path(__file__).parent / "results" / "quality.json"
 SECONDS = 120.0
 SEEDS = (0, 1, 2)
-ONE_SEED = ("paper", "reference", "textbrewer-cut")
+ONE_SEED = ("paper", "reference", "textbrewer-cut", "more-text")
 """Systems that are run with the first seed alone, unless another is asked for."""
 QUICK = ("trec", "mrpc", "bbc_news"), ("undistilled", "default"), (0,), 60.0
 TEACHER = "teacher"
 
 
-def grid(tasks: Iterable[str], systems: Iterable[str], sizes: Iterable[str], seeds: Iterable[int]) -> list[Run]:
-    """What there is to measure, in the order in which it is: teachers, then seed by seed."""
+def grid(
+    tasks: Iterable[str], systems: Iterable[str], sizes: Iterable[str], seeds: Iterable[int], seconds: float | None
+) -> list[Run]:
+    """What there is to measure, in the order in which it is: teachers, then seed by seed. seconds: every student's
+    budget; where not given, the system's own, or the comparison's."""
     tasks, systems, sizes = list(tasks), list(systems), list(sizes)
-    cells = [{"task": task, "system": TEACHER, "size": TEACHER, "seed": 42} for task in tasks]
+    cells = [{"task": task, "system": TEACHER, "size": TEACHER, "seed": 42, "budget_seconds": None} for task in tasks]
     for seed in seeds:
         for size in sizes:
             for task in tasks:
                 cells += [
-                    {"task": task, "system": system, "size": size, "seed": seed}
+                    {
+                        "task": task,
+                        "system": system,
+                        "size": size,
+                        "seed": seed,
+                        "budget_seconds": seconds or getattr(SYSTEMS[system], "seconds", None) or SECONDS,
+                    }
                     for system in systems
                     if system in SYSTEMS and fits(system, size)
                 ]
@@ -116,25 +126,23 @@ def _key(run: Run) -> tuple[Any, ...]:
     return run["task"], run["system"], run["size"], run.get("budget_seconds") or 0.0, run["seed"]
 
 
-def run_cells(cells: Sequence[Run], seconds: float, data: Path, work: Path, output: Path) -> None:
+def run_cells(cells: Sequence[Run], data: Path, work: Path, output: Path) -> None:
     """Measure what is not in `output` yet."""
     work.mkdir(parents=True, exist_ok=True)
     for cell in cells:
-        is_teacher = cell["system"] == TEACHER
-        key = {**cell, "budget_seconds": None if is_teacher else seconds}
         name = f"{cell['task']} {cell['system']} {cell['size']} seed {cell['seed']}"
-        if _key(key) in {_key(run) for run in read_runs(output)}:
+        if _key(cell) in {_key(run) for run in read_runs(output)}:
             print(f"{name}: done before", flush=True)
             continue
         task = TASKS[cell["task"]]
-        if is_teacher:
+        if cell["system"] == TEACHER:
             figures = measure_teacher(task, data, work)
         else:
             system = cell["system"]
-            asked = Cell(task, system, SYSTEMS[system], cell["size"], cell["seed"], seconds)
+            asked = Cell(task, system, SYSTEMS[system], cell["size"], cell["seed"], cell["budget_seconds"])
             figures = measure(asked, data, work, costs_of(output))
             figures["teacher"] = measure_teacher(task, data, work)["value"]
-        add_run(output, {**key, **figures})
+        add_run(output, {**cell, **figures})
         print(f"{name}: {figures['metric']} {figures['value']:.4f}", flush=True)
 
 
@@ -143,7 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder with sst2/, mrpc/, ...; rows as JSON lines, gzipped")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="teachers and what is being trained")
     parser.add_argument("--only", action="append", default=[], metavar="NAME,...", help="tasks, systems, sizes, seeds")
-    parser.add_argument("--seconds", type=float, help=f"of training a student; {SECONDS:g} where not given")
+    parser.add_argument(
+        "--seconds", type=float, help=f"of training a student; {SECONDS:g} where not given (more-text: 600)"
+    )
     parser.add_argument("--quick", action="store_true", help="three tasks, two systems, one seed, a minute each")
     parser.add_argument("--report", action="store_true", help="write docs/results.md's section and plot; train nothing")
     parser.add_argument("--output", type=Path, help="the JSON; finished runs in it are kept")
@@ -156,10 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.report:
             if options.data is None or not options.data.is_dir():
                 raise UserError("--data: give the folder that holds sst2/, mrpc/ and the others.")
-            tasks, systems, seeds, seconds = QUICK if options.quick else (TASKS, SYSTEMS, SEEDS, SECONDS)
+            tasks, systems, seeds, seconds = QUICK if options.quick else (TASKS, SYSTEMS, SEEDS, None)
             kinds = [list(tasks), [TEACHER, *systems], list(SIZES), [str(seed) for seed in seeds]]
             tasks, systems, sizes, numbers = chosen(options.only, kinds)
-            cells = grid(tasks, systems, sizes, map(int, numbers))
+            cells = grid(tasks, systems, sizes, map(int, numbers), options.seconds or seconds)
             asked = {name for part in options.only for name in part.split(",")}
             cells = [
                 cell
@@ -167,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if cell["system"] in systems
                 and (cell["system"] not in ONE_SEED or cell["seed"] == seeds[0] or str(cell["seed"]) in asked)
             ]
-            run_cells(cells, options.seconds or seconds, options.data, options.work, output)
+            run_cells(cells, options.data, options.work, output)
         write_report(output, summarise(read_runs(output)), write=options.report)
     except UserError as error:
         print(error, file=sys.stderr)

@@ -116,7 +116,7 @@ def measure(cell: Cell, data: Path, work: Path, costs: Path, *, reported: str = 
             measured once and written there: a cell has the same number of steps whenever and wherever it is run.
     """
     make_teacher(cell.task, data, work)
-    if isinstance(cell.recipe, System) and cell.recipe.unlabelled:
+    if isinstance(cell.recipe, System) and cell.task.type in cell.recipe.unlabelled:
         write_unlabelled(data, unlabelled_file(work))
     if isinstance(cell.recipe, System) and cell.recipe.general_steps:
         task = cell.task if cell.recipe.taught_by_task else None
@@ -243,9 +243,8 @@ def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], answ
                 "evaluate_every_steps": max(1, count // VALIDATIONS[name]),
                 "save_every_steps": max(200, count),
             }
-    augment = system.augment.get(cell.task.type)
+    augment = system.augment_of(cell.task)
     more = {"path": "text", "data_files": str(unlabelled_file(work))} if cell.task.type in system.unlabelled else None
-    keeps = cell.task.keeps_answers and (augment is None or system.keeps_copies)
     return parse_config(
         {
             "preset": system.preset,
@@ -266,7 +265,11 @@ def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], answ
             "augment": augment,
             "runtime": {
                 **runtime(),
-                **({"logits_cache": str(answers), "states_cache_gb": STATES_GB} if keeps else {}),
+                **(
+                    {"logits_cache": str(answers), "states_cache_gb": STATES_GB}
+                    if system.keeps_answers_of(cell.task)
+                    else {}
+                ),
             },
             **system.sections,
         }

@@ -67,7 +67,7 @@ def section(rows: Sequence[Row]) -> list[str]:
             figures = " | ".join(_figure(cells.get(task)) for task in tasks)
             lines.append(f"| {name} | {parameters:.2f} M | {figures} | {_kept(list(cells.values()), system)} |")
         verdicts = [text for size in SIZES for other in RIVALS if (text := _verdict(own, size, other))]
-        lines += ["", *verdicts, "", *_missing(own, kinds), ""]
+        lines += ["", *verdicts, "", *_missing(own, kinds, budget), ""]
     return lines
 
 
@@ -112,14 +112,19 @@ def _kept(rows: Sequence[Row], system: str) -> str:
     return f"{statistics.fmean(known):.1%} of {len(known)} tasks"
 
 
-def _missing(rows: Sequence[Row], kinds: Sequence[tuple[str, str]]) -> list[str]:
-    """What of the whole grid was not run, in words."""
+def _missing(rows: Sequence[Row], kinds: Sequence[tuple[str, str]], budget: float | None) -> list[str]:
+    """What of the whole grid was not run for so long, in words."""
     lines = []
     absent = [name for name in TASKS if not any(row["task"] == name for row in rows)]
     if absent:
         lines.append(f"Tasks of which nothing was run: {', '.join(absent)}.")
+    own_budgets = {name: getattr(system, "seconds", None) for name, system in SYSTEMS.items()}
+    meant = budget if budget in own_budgets.values() else None
     unseen = [
-        f"{size} {system}" for size in SIZES for system in SYSTEMS if (system, size) not in kinds and fits(system, size)
+        f"{size} {system}"
+        for size in SIZES
+        for system in SYSTEMS
+        if (system, size) not in kinds and fits(system, size) and own_budgets[system] == meant
     ]
     if unseen:
         lines.append(f"Systems of which nothing was run: {', '.join(unseen)}.")

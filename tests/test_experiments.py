@@ -25,8 +25,8 @@ from tests.quality_data import small_data
 WAYS = [(name, way) for name, question in QUESTIONS.items() for way in question.ways]
 
 
-def config(system: System, size: str = "3L-312") -> Config:
-    cell = Cell(TASKS["trec"], "way", system, size, 0, 60.0)
+def config(system: System, size: str = "3L-312", task: str = "trec") -> Config:
+    cell = Cell(TASKS[task], "way", system, size, 0, 60.0)
     return quality_cells._config(cell, Path("work"), Path("run"), dict.fromkeys(system.shares, 80), Path("answers"))
 
 
@@ -253,3 +253,20 @@ def test_a_size_may_want_another_rate_and_nothing_else() -> None:
     plain = replace(recipe, rates={})
     for size, expected in (("3L-312", set()), ("tiny", {"task.logits.learning_rate"})):
         assert differences(to_plain(config(recipe, size)), to_plain(config(plain, size))) == expected
+
+
+@pytest.mark.parametrize(
+    ("task", "changed"),
+    [
+        ("sst2", set()),
+        ("agnews", {"runtime.logits_cache", "runtime.states_cache_gb"}),
+        ("stsb", {"augment"}),
+        ("wnut17", {"task.unlabelled"}),
+    ],
+)
+def test_more_text_is_the_default_with_more_text(task: str, changed: set[str]) -> None:
+    """Asked once about stsb's copies too: both keep the teacher's answers there."""
+    short, long = SYSTEMS["default"], SYSTEMS["more-text"]
+    assert isinstance(short, System)
+    assert isinstance(long, System)
+    assert differences(to_plain(config(long, task=task)), to_plain(config(short, task=task))) == changed

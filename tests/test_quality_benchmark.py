@@ -181,6 +181,24 @@ def test_the_report_says_where_the_default_is_clearly_ahead() -> None:
     assert "`textbrewer` on" not in text
 
 
+def test_a_system_with_a_budget_of_its_own_has_it_unless_another_is_asked_for() -> None:
+    def budgets(seconds: float | None) -> set[tuple[str, float | None]]:
+        cells = quality.grid(["trec"], ["default", "more-text"], ["3L-312"], [0], seconds)
+        return {(cell["system"], cell["budget_seconds"]) for cell in cells}
+
+    assert budgets(None) == {("teacher", None), ("default", 120.0), ("more-text", 600.0)}
+    assert budgets(7.0) == {("teacher", None), ("default", 7.0), ("more-text", 7.0)}
+
+
+def test_the_report_misses_in_a_table_what_is_meant_to_run_for_so_long() -> None:
+    runs = [run("trec", "default", "3L-312", 0, 0.9), run("trec", "more-text", "3L-312", 0, 0.9)]
+    runs[1]["budget_seconds"] = 600.0
+    short, long = "\n".join(quality_report.section(quality.summarise(runs))).split("Training of 600 seconds")
+    assert "tiny default" in short
+    assert "more-text" not in short
+    assert long.endswith("Systems of which nothing was run: tiny more-text.\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
