@@ -1,5 +1,5 @@
-"""What benchmarks/experiments.py asks: each choice of the recipe, the ways that differ from `two-phases` in it alone,
-and what was decided from docs/experiments.md. How a way is trained is left to quality_cells.py."""
+"""What benchmarks/experiments.py asks: each choice of the recipe, the ways that differ from the question's base in it
+alone, and what was decided from docs/experiments.md. How a way is trained is left to quality_cells.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.quality_systems import INTERMEDIATE_SHARE, System
 from benchmarks.quality_tasks import TASKS
 
-BASE = "two-phases"
+BASE, FOUND = "two-phases", "joint-balance-1e-3"
 START = System(
     "default",
     {"intermediate": {"learning_rate": 5e-4}, "logits": {"learning_rate": 1e-4}},
@@ -18,7 +18,8 @@ START = System(
     {},
     {},
 )
-"""The recipe that the search started from: TinyBERT's two phases, at rates for short trainings."""
+"""The recipe that the search started from: TinyBERT's two phases, at rates for short trainings. What later questions
+change is FOUND, the way that `default` was set from."""
 TASK_NAMES = ("trec", "stsb", "wnut17", "sst2", "mrpc")
 """Of quality.py's seven: few rows and many, one text and two, numbers and tokens."""
 RATE = 1e-3
@@ -30,12 +31,14 @@ Way = Callable[[System], System]
 @dataclass(frozen=True)
 class Question:
     """asks: in words. ways: by name, what makes of START the one that is tried. decision: once known.
-    costs_like: the way whose steps cost as much; None where each is measured for itself."""
+    costs_like: the way whose steps cost as much; None where each is measured for itself. base: the way that these are
+    compared with."""
 
     asks: str
     ways: Mapping[str, Way]
     decision: str = "open"
     costs_like: str | None = BASE
+    base: str = BASE
 
 
 def _intermediate(**changes: Any) -> Way:
@@ -97,9 +100,14 @@ def _copies(count: int, kept: bool = False, **options: Any) -> Way:
     return lambda system: replace(system, augment=augment, keeps_answers=keeps)
 
 
+def _found(change: Way) -> Way:
+    """The joint phase at its rate, and what is changed of it."""
+    return _then(_joint_balanced(learning_rate=RATE), change)
+
+
 def _short(change: Way) -> Way:
     """The joint phase at its rate on ten augmented copies, and what is changed of it."""
-    return _then(_then(_joint_balanced(learning_rate=RATE), _copies(10)), change)
+    return _found(_then(_copies(10), change))
 
 
 def _varied(change: Way) -> Way:
@@ -208,6 +216,44 @@ QUESTIONS: Mapping[str, Question] = {
         "ten copies for wnut17: 0.4857 for 0.4741 at 5e-4, though in 381 steps for 563; default where tokens are "
         "classified, elsewhere not tried",
         costs_like=None,
+    ),
+    "found": Question(
+        "one choice of the joint phase at 1e-3 (base: cut out of the teacher, temperature 1, uniform map, linear "
+        "schedule with a tenth of warm-up, no labels)",
+        {
+            "found-random": _found(_student(initialization="random")),
+            "found-temperature-2": _found(_losses(logits={"temperature": 2})),
+            "found-temperature-4": _found(_losses(logits={"temperature": 4})),
+            "found-last": _found(_section("layer_map", strategy="last")),
+            "found-top": _found(_section("layer_map", strategy="top")),
+            "found-cosine": _found(_logits(schedule="cosine")),
+            "found-warmup-0.03": _found(_logits(warmup_fraction=0.03)),
+            "found-logits-3": _found(_losses(logits={"weight": 3})),
+            "found-labels-0.5": _found(_losses(labels={"weight": 0.5})),
+        },
+        costs_like=FOUND,
+        base=FOUND,
+    ),
+    "found-other": Question(
+        "the same, where a step costs something else",
+        {
+            "found-unbalanced": _found(_logits(balance="none")),
+            "found-no-embedding": _found(_losses(embedding=None)),
+            "found-no-attention": _found(_losses(attention=None)),
+            "found-no-hidden": _found(_losses(hidden=None, embedding=None)),
+            "found-relations": _found(_losses(attention=None, relations={})),
+            "found-dropout-0.1": _found(_student(dropout=0.1)),
+            "found-batch-16": _found(_logits(batch_size=16)),
+            "found-kept-3": _found(_copies(3, kept=True)),
+        },
+        costs_like=None,
+        base=FOUND,
+    ),
+    "found-general": Question(
+        "general distillation on books before the joint phase at 1e-3, beside the budget (base: none)",
+        {f"found-books-{steps}": _found(_general(steps)) for steps in (200, 800)},
+        costs_like=FOUND,
+        base=FOUND,
     ),
     "short": Question(
         "what else may help the joint phase at 1e-3 on ten copies (base: two phases)",

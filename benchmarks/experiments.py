@@ -5,10 +5,10 @@ Questions, and what was decided, stand in experiment_questions.py; tasks and tra
     python -m benchmarks.experiments --data ../shared/data --work runs/quality --only rates,trec,0 --size tiny
     python -m benchmarks.experiments --report
 
-A run is a task, a way (`two-phases`, or a choice changed) and a seed; it is written to
+A run is a task, a way (a base, or a choice changed) and a seed; it is written to
 benchmarks/results/experiments.json when it is finished and skipped when the command is given again. --only takes
-questions, tasks and seeds: of each kind that is named, nothing else is run; `two-phases` always is. --report writes
-docs/experiments.md from the JSON alone.
+questions, tasks and seeds: of each kind that is named, nothing else is run but the ways that are compared with.
+--report writes docs/experiments.md from the JSON alone.
 
 No test row is read. What is reported is the figure by which the weights were chosen, the best of some, and a little
 high for every way alike; ways are compared in pairs, by task and seed. What a step costs is kept beside the figures, in
@@ -57,7 +57,8 @@ cost). From 180 seconds on the teacher is asked about the rows once, paid out of
 once (all tasks here but sst2); before, it ran in every step. A figure is the best on validation rows, the mean over as
 many seeds as stand behind it; no test row was read. Teachers in bf16 are others than in fp32: trec 0.9487 in both, stsb
 0.8604 (fp32: 0.8580), wnut17 0.5544 (0.5649).
-`change` is the mean over pairs (task, seed) of 100 (way / two phases - 1), with its standard error over the pairs.
+`change` is the mean over pairs (task, seed) of 100 (way / base - 1), with its standard error over the pairs; the base
+is `two-phases`, of ways called `found-...` `joint-balance-1e-3`.
 """
 SIZE, SECONDS, SEEDS = "3L-312", 300.0, (0, 1)
 """Where none is named. The size is that of runs, too, that do not say theirs."""
@@ -65,7 +66,8 @@ SIZE, SECONDS, SEEDS = "3L-312", 300.0, (0, 1)
 
 def grid(questions: Sequence[str], tasks: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, str, int]]:
     """(way, task, seed), seed by seed, so that a stopped search has all ways."""
-    ways = [BASE, *(way for name in questions for way in QUESTIONS[name].ways)]
+    bases = dict.fromkeys(QUESTIONS[name].base for name in questions)
+    ways = list(dict.fromkeys([*bases, *(way for name in questions for way in QUESTIONS[name].ways)]))
     for seed in seeds:
         for way in ways:
             for task in tasks:
@@ -106,11 +108,14 @@ def report(runs: Sequence[Run]) -> str:
         tasks = [name for name in TASK_NAMES if any(run["task"] == name for run in own)]
         lines += [_table_head(own, tasks), "|---|" + "---|" * (len(tasks) + 3)]
         if any(run["way"] == BASE for run in own):
-            lines.append(_row("", BASE, own, tasks, ""))
+            lines.append(_row("", BASE, BASE, own, tasks, ""))
         for question in QUESTIONS.values():
             known = [way for way in question.ways if any(run["way"] == way for run in own)]
             texts = [(question.asks, question.decision), *[("", "")] * len(known)]
-            lines += [_row(asks, way, own, tasks, told) for way, (asks, told) in zip(known, texts, strict=False)]
+            lines += [
+                _row(asks, way, question.base, own, tasks, told)
+                for way, (asks, told) in zip(known, texts, strict=False)
+            ]
         lines += ["", f"Measured on: {'; '.join(sorted({run['cpu'] for run in own}))}.", ""]
     missing = [way for question in QUESTIONS.values() for way in question.ways if way not in {r["way"] for r in runs}]
     if missing:
@@ -123,22 +128,22 @@ def _table_head(runs: Sequence[Run], tasks: Sequence[str]) -> str:
     return "| question | way | " + " | ".join(f"{task} ({metrics[task]})" for task in tasks) + " | change | decision |"
 
 
-def _row(asks: str, way: str, runs: Sequence[Run], tasks: Sequence[str], decision: str) -> str:
+def _row(asks: str, way: str, base: str, runs: Sequence[Run], tasks: Sequence[str], decision: str) -> str:
     own = [run for run in runs if run["way"] == way]
     figures = []
     for task in tasks:
         values = [run["value"] for run in own if run["task"] == task]
         figures.append(f"{statistics.fmean(values):.4f} ({len(values)})" if values else "not run")
-    return f"| {asks} | `{way}` | {' | '.join(figures)} | {change(own, runs)} | {decision} |"
+    return f"| {asks} | `{way}` | {' | '.join(figures)} | {change(own, runs, base)} | {decision} |"
 
 
-def change(own: Sequence[Run], runs: Sequence[Run]) -> str:
+def change(own: Sequence[Run], runs: Sequence[Run], base: str = BASE) -> str:
     """Mean and standard error, in percent, over the pairs with the base's runs; empty for the base itself."""
-    base = {(run["task"], run["seed"]): run["value"] for run in runs if run["way"] == BASE}
+    known = {(run["task"], run["seed"]): run["value"] for run in runs if run["way"] == base}
     pairs = [
-        100 * (run["value"] / base[key] - 1)
+        100 * (run["value"] / known[key] - 1)
         for run in own
-        if run["way"] != BASE and (key := (run["task"], run["seed"])) in base
+        if run["way"] != base and (key := (run["task"], run["seed"])) in known
     ]
     if len(pairs) < 2:
         return "".join(f"{pair:+.2f} (1 pair)" for pair in pairs)
