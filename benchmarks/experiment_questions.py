@@ -244,7 +244,7 @@ QUESTIONS: Mapping[str, Question] = {
             "found-relations": _found(_losses(attention=None, relations={})),
             "found-dropout-0.1": _found(_student(dropout=0.1)),
             "found-batch-16": _found(_logits(batch_size=16)),
-            "found-kept-3": _found(_copies(3, kept=True)),
+            "found-batch-8": _found(_logits(batch_size=8)),
         },
         costs_like=None,
         base=FOUND,

@@ -60,7 +60,14 @@ _EPOCHS = {"paper": (20, 3), "reference": (10, 3)}
 # The settings' own rates (5e-5, 3e-5) are TinyBERT's, for many epochs; this one is of docs/experiments.md.
 _DEFAULT = System(
     "default",
-    {"logits": {"learning_rate": 1e-3, "balance": "gradient", "measure_gradients_every_steps": 50}},
+    {
+        "logits": {
+            "learning_rate": 1e-3,
+            "batch_size": 16,
+            "balance": "gradient",
+            "measure_gradients_every_steps": 50,
+        }
+    },
     {"logits": 1.0},
     {},
     {},

@@ -31,8 +31,14 @@ def _default(values: Mapping[str, Any]) -> dict[str, Any]:
     given = task if isinstance(task, Mapping) else {}
     if "intermediate" in given or "joint" in given or given.get("logits", {}) is None:
         return {}
-    rate = {"learning_rate": 1e-3, "balance": "gradient", "measure_gradients_every_steps": 50}
-    return {"task": {"intermediate": None, "joint": True, "logits": {"epochs": 10, **rate}}}
+    phase = {
+        "epochs": 10,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "balance": "gradient",
+        "measure_gradients_every_steps": 50,
+    }
+    return {"task": {"intermediate": None, "joint": True, "logits": phase}}
 
 
 def _paper(values: Mapping[str, Any]) -> dict[str, Any]:

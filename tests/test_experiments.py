@@ -67,7 +67,7 @@ CHANGED = {
     "dropout-0.1": {"student.dropout"},
     "found-random": {"student.initialization"},
     "found-no-attention": {"task.losses.attention"},
-    "found-kept-3": {"augment"},
+    "found-batch-8": {"task.logits.batch_size"},
     "copies-2": {"augment", "runtime.logits_cache", "runtime.states_cache_gb"},
 }
 

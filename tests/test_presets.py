@@ -65,7 +65,7 @@ def test_default_has_one_phase_at_the_rate_that_was_found(task: dict[str, Any]) 
     assert found is not None
     assert found.logits is not None
     assert (found.intermediate, found.joint) == (None, True)
-    assert (found.logits.learning_rate, found.logits.balance) == (1e-3, "gradient")
+    assert (found.logits.batch_size, found.logits.learning_rate, found.logits.balance) == (16, 1e-3, "gradient")
     assert found.logits.epochs == task.get("logits", {}).get("epochs", 10)
 
 
