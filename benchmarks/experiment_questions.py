@@ -251,9 +251,9 @@ QUESTIONS: Mapping[str, Question] = {
             "found-batch-8": _found(_logits(batch_size=8)),
         },
         "default: batches of 16, twice the steps. Ahead of 32 on stsb by 0.022 (two seeds) and on mrpc by 0.027, level "
-        "on trec and, in 600 seconds, on wnut17 (0.5260 for 0.5268); 8 at this rate are behind 16; the tiny student "
-        "has 0.8444 for 0.8304 on stsb. Without balance, or without a term of the layers, stsb is level (without "
-        "attention in 36 % more steps); dropout is far behind",
+        "on trec and, by hand in 600 seconds, on wnut17 (0.5260 for 0.5268); 8 at this rate are behind 16; the tiny "
+        "student, by hand, has 0.8444 for 0.8304 on stsb. Without balance, or without a term of the layers, stsb is "
+        "level (without attention in 36 % more steps); dropout is far behind",
         costs_like=None,
         base=FOUND,
     ),

@@ -7,7 +7,7 @@ Questions, and what was decided, stand in experiment_questions.py; tasks and tra
 
 A run is a task, a way (a base, or a choice changed) and a seed; it is written to
 benchmarks/results/experiments.json when it is finished and skipped when the command is given again. --only takes
-questions, tasks and seeds: of each kind that is named, nothing else is run but the ways that are compared with.
+questions, tasks and seeds: of each kind that is named, nothing else is run but the ways they are compared with.
 --report writes docs/experiments.md from the JSON alone.
 
 No test row is read. What is reported is the figure by which the weights were chosen, the best of some, and a little

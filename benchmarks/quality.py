@@ -6,21 +6,22 @@ quality_report.py's.
     python -m benchmarks.quality --data ../shared/data --work runs/quality --only trec,sst2 --only default,tiny,0
     python -m benchmarks.quality --report
 
-Every run is written to benchmarks/results/quality.json when it is finished and skipped when the command is given again;
-a stopped one goes on from its checkpoint. --only takes names of tasks, systems and sizes, and seeds: of each kind that
-is named, nothing else is run. --report writes the section of docs/results.md and its plot from the JSON alone.
+Every run is written to benchmarks/results/quality.json when it is finished and skipped when the command is given again,
+unless its system has changed since; a stopped one goes on from its checkpoint. --only takes names of tasks, systems and
+sizes, and seeds: of each kind that is named, nothing else is run. --report writes the section of docs/results.md and
+its plot from the JSON alone.
 
 A student's training steps take --seconds of processor time on one thread (`more-text`: 600 where not given), which is
 what the clock shows where nothing else runs; how many that is follows from the step's cost, probed once and kept beside
 the figures in quality_step_seconds.json: another machine trains as many steps. What making the first weights takes is
 paid out of the budget, as are augmented rows and one pass of the teacher over the rows where its answers are kept;
-validation, test and loading come on top.
-Weights are chosen on validation rows, which are in neither training nor test. No system
-has general distillation; augmentation has `default` where tokens are classified, and `more-text`.
+validation, test and loading come on top. Weights are chosen on validation rows, which are in neither training nor test.
+No system has general distillation; augmentation has `default` where tokens are classified, and `more-text`.
 
-Keys of the JSON: runs, each with task, system, size, seed, budget_seconds, value (of the task's metric on the reported
-rows), teacher (its teacher's value), validation, metrics, parameters, steps, training_seconds and cpu_seconds; rows,
-made of them: task, system, student, metric, seeds, mean, deviation, seconds, parameters, retention.
+Keys of the JSON: runs, each with task, system, size, seed, budget_seconds, recipe (a stamp of the system), value (of
+the task's metric on the reported rows), teacher (its teacher's value), validation, metrics, parameters, steps,
+training_seconds and cpu_seconds; rows, made of them: task, system, student, metric, seeds, mean, deviation, seconds,
+parameters, retention, old_recipe.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from transformers.utils import logging
 
 from benchmarks.quality_cells import Cell, measure, measure_teacher
 from benchmarks.quality_report import write_report
-from benchmarks.quality_systems import SYSTEMS, fits
+from benchmarks.quality_systems import SYSTEMS, fits, recipe
 from benchmarks.quality_tasks import SIZES, TASKS
 from benchmarks.run_file import Run, chosen, costs_of, locked, read_runs
 from distill.checkpoint import write_json
@@ -72,7 +73,7 @@ def grid(
                         "system": system,
                         "size": size,
                         "seed": seed,
-                        "budget_seconds": seconds or getattr(SYSTEMS[system], "seconds", None) or SECONDS,
+                        "budget_seconds": seconds or SYSTEMS[system].seconds or SECONDS,
                     }
                     for system in systems
                     if system in SYSTEMS and fits(system, size)
@@ -81,9 +82,11 @@ def grid(
 
 
 def add_run(file: Path, run: Run) -> None:
-    """Put a run beside those of others who may be writing too, and make the rows anew."""
+    """Put a run beside those of others who may be writing too, in the place of all seeds of a recipe that its system no
+    longer has, and make the rows anew."""
     with locked(file):
-        runs = [other for other in read_runs(file) if _key(other) != _key(run)] + [run]
+        replaced = [_key(run), *(_key(other) for other in read_runs(file) if _same_row(other, run) and is_old(other))]
+        runs = [other for other in read_runs(file) if _key(other) not in replaced] + [run]
         write_json(file, {"rows": summarise(runs), "runs": sorted(runs, key=_key)})
 
 
@@ -110,9 +113,15 @@ def summarise(runs: Sequence[Run]) -> list[Run]:
                 "budget_seconds": budget or None,
                 "parameters": group[0]["parameters"],
                 "retention": _retention(group),
+                "old_recipe": any(map(is_old, group)),
             }
         )
     return rows
+
+
+def is_old(run: Run) -> bool:
+    """Whether the run's system has changed since."""
+    return run.get("recipe") != recipe(run["system"])
 
 
 def _retention(group: Sequence[Run]) -> float | None:
@@ -120,6 +129,10 @@ def _retention(group: Sequence[Run]) -> float | None:
     if not all(run.get("teacher") for run in group):
         return None
     return statistics.fmean(run["value"] / run["teacher"] for run in group)
+
+
+def _same_row(one: Run, other: Run) -> bool:
+    return _key(one)[:-1] == _key(other)[:-1]
 
 
 def _key(run: Run) -> tuple[Any, ...]:
@@ -131,7 +144,7 @@ def run_cells(cells: Sequence[Run], data: Path, work: Path, output: Path) -> Non
     work.mkdir(parents=True, exist_ok=True)
     for cell in cells:
         name = f"{cell['task']} {cell['system']} {cell['size']} seed {cell['seed']}"
-        if _key(cell) in {_key(run) for run in read_runs(output)}:
+        if _key(cell) in {_key(run) for run in read_runs(output) if not is_old(run)}:
             print(f"{name}: done before", flush=True)
             continue
         task = TASKS[cell["task"]]
@@ -142,7 +155,7 @@ def run_cells(cells: Sequence[Run], data: Path, work: Path, output: Path) -> Non
             asked = Cell(task, system, SYSTEMS[system], cell["size"], cell["seed"], cell["budget_seconds"])
             figures = measure(asked, data, work, costs_of(output))
             figures["teacher"] = measure_teacher(task, data, work)["value"]
-        add_run(output, {**cell, **figures})
+        add_run(output, {**cell, "recipe": recipe(cell["system"]), **figures})
         print(f"{name}: {figures['metric']} {figures['value']:.4f}", flush=True)
 
 

@@ -113,21 +113,23 @@ def _kept(rows: Sequence[Row], system: str) -> str:
 
 
 def _missing(rows: Sequence[Row], kinds: Sequence[tuple[str, str]], budget: float | None) -> list[str]:
-    """What of the whole grid was not run for so long, in words."""
+    """What of the whole grid was not run for so long, or not since its system changed, in words."""
     lines = []
     absent = [name for name in TASKS if not any(row["task"] == name for row in rows)]
     if absent:
         lines.append(f"Tasks of which nothing was run: {', '.join(absent)}.")
-    own_budgets = {name: getattr(system, "seconds", None) for name, system in SYSTEMS.items()}
-    meant = budget if budget in own_budgets.values() else None
+    meant = budget if any(system.seconds == budget for system in SYSTEMS.values()) else None
     unseen = [
         f"{size} {system}"
         for size in SIZES
         for system in SYSTEMS
-        if (system, size) not in kinds and fits(system, size) and own_budgets[system] == meant
+        if (system, size) not in kinds and fits(system, size) and SYSTEMS[system].seconds == meant
     ]
     if unseen:
         lines.append(f"Systems of which nothing was run: {', '.join(unseen)}.")
+    old = [f"{row['student']} {row['system']} on {row['task']}" for row in rows if row["old_recipe"]]
+    if old:
+        lines.append(f"Of a recipe that the system no longer has: {', '.join(old)}.")
     return lines
 
 

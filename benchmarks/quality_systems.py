@@ -3,8 +3,10 @@ quality_cells.py, what it learns to quality_tasks.py."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from benchmarks.quality_tasks import SIZES, Task
@@ -51,9 +53,11 @@ class System:
 
 @dataclass(frozen=True)
 class Peer:
-    """TextBrewer's loops and losses; initialization: of the student that they train, which is left to their user."""
+    """TextBrewer's loops and losses; initialization: of the student that they train, which is left to their user.
+    seconds: as System's."""
 
     initialization: str
+    seconds: float | None = None
 
 
 _EPOCHS = {"paper": (20, 3), "reference": (10, 3)}
@@ -111,6 +115,14 @@ SYSTEMS: Mapping[str, System | Peer] = {
     "textbrewer-cut": Peer("teacher"),
 }
 """Students; the presets keep their own rates and the ratio of their phases' epochs."""
+
+
+def recipe(system: str) -> str | None:
+    """What a run of the system is stamped with: changed where anything about the system is; None of a teacher."""
+    if system not in SYSTEMS:
+        return None
+    plain = json.dumps(asdict(SYSTEMS[system]), sort_keys=True, default=sorted)
+    return hashlib.sha256(plain.encode()).hexdigest()[:12]
 
 
 def fits(system: str, size: str) -> bool:

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import quality, quality_report
+from benchmarks.quality_systems import SYSTEMS, System, recipe
 from benchmarks.quality_tasks import SIZES, TASKS, UNLABELLED, write_splits, write_unlabelled
 from distill import tiny
+from distill.presets import under_preset
 from distill.settings import UserError
 from tests.quality_data import small_data
 
@@ -101,6 +103,7 @@ def run(task: str, system: str, size: str, seed: int, value: float, teacher: flo
         "size": size,
         "seed": seed,
         "budget_seconds": budget,
+        "recipe": recipe(system),
         "value": value,
         **({} if system == "teacher" else {"teacher": teacher}),
         "metric": "accuracy",
@@ -197,6 +200,38 @@ def test_the_report_misses_in_a_table_what_is_meant_to_run_for_so_long() -> None
     assert "tiny default" in short
     assert "more-text" not in short
     assert long.endswith("Systems of which nothing was run: tiny more-text.\n")
+
+
+def test_the_default_measured_is_the_preset_but_for_its_length() -> None:
+    system = SYSTEMS["default"]
+    assert isinstance(system, System)
+    task = under_preset({})["task"]
+    epochs = task["logits"].pop("epochs")
+    assert epochs > 0
+    assert task == {"intermediate": None, **system.task, "logits": system.phases["logits"]}
+
+
+def test_seeds_of_a_recipe_that_has_changed_are_told_and_make_way_for_the_first_of_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, system = tmp_path / "quality.json", SYSTEMS["default"]
+    assert isinstance(system, System)
+    for seed in (0, 1):
+        quality.add_run(file, run("trec", "default", "tiny", seed, 0.8))
+    monkeypatch.setitem(SYSTEMS, "default", replace(system, rates={"tiny": 0.5}))
+    quality.add_run(file, run("trec", "undistilled", "tiny", 0, 0.7))
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["system"], row["seeds"], row["old_recipe"]) for row in rows] == [
+        ("default", 2, True),
+        ("undistilled", 1, False),
+    ]
+    assert "no longer has: tiny default on trec." in "\n".join(quality_report.section(rows))
+    quality.add_run(file, run("trec", "default", "tiny", 1, 0.9))
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["system"], row["mean"], row["old_recipe"]) for row in rows] == [
+        ("default", 0.9, False),
+        ("undistilled", 0.7, False),
+    ]
 
 
 @pytest.mark.parametrize(
