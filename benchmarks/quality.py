@@ -18,10 +18,10 @@ paid out of the budget, as are augmented rows and one pass of the teacher over t
 validation, test and loading come on top. Weights are chosen on validation rows, which are in neither training nor test.
 No system has general distillation; augmentation has `default` where tokens are classified, and `more-text`.
 
-Keys of the JSON: runs, each with task, system, size, seed, budget_seconds, recipe (a stamp of the system), value (of
-the task's metric on the reported rows), teacher (its teacher's value), validation, metrics, parameters, steps,
-training_seconds and cpu_seconds; rows, made of them: task, system, student, metric, seeds, mean, deviation, seconds,
-parameters, retention, old_recipe.
+Keys of the JSON: runs, each with task, system, size, seed, budget_seconds, recipe (a stamp of the system and of the
+student's shape), value (of the task's metric on the reported rows), teacher (its teacher's value), validation, metrics,
+parameters, steps, training_seconds and cpu_seconds; rows, made of them: task, system, student, metric, seeds, mean,
+deviation, seconds, parameters, retention, old_recipe.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def summarise(runs: Sequence[Run]) -> list[Run]:
 
 
 def is_old(run: Run) -> bool:
-    """Whether the run's system has changed since."""
-    return run.get("recipe") != recipe(run["system"])
+    """Whether the run's system or its student's shape has changed since."""
+    return run.get("recipe") != recipe(run["system"], run["size"])
 
 
 def _retention(group: Sequence[Run]) -> float | None:
@@ -155,7 +155,7 @@ def run_cells(cells: Sequence[Run], data: Path, work: Path, output: Path) -> Non
             asked = Cell(task, system, SYSTEMS[system], cell["size"], cell["seed"], cell["budget_seconds"])
             figures = measure(asked, data, work, costs_of(output))
             figures["teacher"] = measure_teacher(task, data, work)["value"]
-        add_run(output, {**cell, "recipe": recipe(cell["system"]), **figures})
+        add_run(output, {**cell, "recipe": recipe(cell["system"], cell["size"]), **figures})
         print(f"{name}: {figures['metric']} {figures['value']:.4f}", flush=True)
 
 

@@ -117,11 +117,12 @@ SYSTEMS: Mapping[str, System | Peer] = {
 """Students; the presets keep their own rates and the ratio of their phases' epochs."""
 
 
-def recipe(system: str) -> str | None:
-    """What a run of the system is stamped with: changed where anything about the system is; None of a teacher."""
+def recipe(system: str, size: str) -> str | None:
+    """What a run of the system is stamped with: changed where anything about the system or the student's shape is; None
+    of a teacher."""
     if system not in SYSTEMS:
         return None
-    plain = json.dumps(asdict(SYSTEMS[system]), sort_keys=True, default=sorted)
+    plain = json.dumps([asdict(SYSTEMS[system]), asdict(SIZES[size])], sort_keys=True, default=sorted)
     return hashlib.sha256(plain.encode()).hexdigest()[:12]
 
 

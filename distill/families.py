@@ -18,6 +18,9 @@ COUNT_BEHIND_PADDING = frozenset(
 )
 """Families whose first position has the number behind the padding piece's."""
 
+BERT_LAYERS = frozenset({"bert", "electra"})
+"""Families whose layers, positions and types of token are the same, so that one's student can be cut out of another."""
+
 
 def positions(config: PreTrainedConfig) -> int | None:
     """Word pieces that the model has positions for (rotary ones: was made for); None where it sets no limit."""
@@ -48,6 +51,8 @@ class Shape:
     heads: int
     intermediate_size: int
     dropout: float
+    embedding_width: int | None = None
+    """Of the embeddings, where they are narrower than the layers."""
 
 
 Follow = Callable[[Any, Shape], None]
@@ -59,12 +64,13 @@ def _nothing(config: Any, shape: Shape) -> None:
 
 
 def _electra(config: Any, shape: Shape) -> None:
-    config.embedding_size = shape.width
+    config.embedding_size = shape.embedding_width or shape.width
 
 
 def _albert(config: Any, shape: Shape) -> None:
     config.num_hidden_groups = min(config.num_hidden_groups, shape.layers)
     config.inner_group_num = 1
+    config.embedding_size = shape.embedding_width or config.embedding_size
 
 
 def _deberta(config: Any, shape: Shape) -> None:
@@ -100,6 +106,8 @@ def _rotary_width(shape: Shape) -> int:
 class _Family:
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     follow: Follow = _nothing
+    narrow_embeddings: bool = False
+    """Whether its embeddings can be narrower than its layers."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """For a student of a teacher of another family, where the family's default is not what its models use."""
 
@@ -110,9 +118,9 @@ FAMILIES: Mapping[str, _Family] = {
     "xlm-roberta": _Family(),
     "camembert": _Family(),
     "ernie": _Family(),
-    "electra": _Family(follow=_electra),
+    "electra": _Family(follow=_electra, narrow_embeddings=True),
     "distilbert": _Family(dropouts=("dropout", "attention_dropout")),
-    "albert": _Family(follow=_albert),
+    "albert": _Family(follow=_albert, narrow_embeddings=True),
     "nomic_bert": _Family(follow=_nomic_bert),
     "modernbert": _Family(dropouts=("attention_dropout",), follow=_modernbert),
     "mpnet": _Family(),
@@ -154,6 +162,8 @@ def shaped_config(teacher: PreTrainedConfig, family: str | None, shape: Shape) -
         )
     if family is None:
         family = teacher.model_type if teacher.model_type in FAMILIES else "bert"
+        if shape.embedding_width and not FAMILIES[family].narrow_embeddings:
+            family = "electra"  # BERT's layers over such embeddings
     if family not in FAMILIES:
         reason = f" ({_NO_STUDENTS[family]})" if family in _NO_STUDENTS else ""
         raise UserError(
@@ -161,11 +171,19 @@ def shaped_config(teacher: PreTrainedConfig, family: str | None, shape: Shape) -
             f"{', '.join(FAMILIES)}, or leave it out."
         )
     rule = FAMILIES[family]
+    if shape.embedding_width and not rule.narrow_embeddings:
+        able = " or ".join(name for name, other in FAMILIES.items() if other.narrow_embeddings)
+        raise UserError(
+            f"student.embedding_width: embeddings of the family {family} are as wide as its layers. Set student.family "
+            f"to {able}, or leave student.embedding_width out."
+        )
     config: Any = copy.deepcopy(teacher) if family == teacher.model_type else _translated(teacher, family, rule)
     config.num_hidden_layers = shape.layers
     config.hidden_size = shape.width
     config.num_attention_heads = shape.heads
     setattr(config, "hidden_dim" if family == "distilbert" else "intermediate_size", shape.intermediate_size)
+    if {family, teacher.model_type} <= BERT_LAYERS:
+        config.hidden_act, config.layer_norm_eps = teacher.hidden_act, teacher.layer_norm_eps
     for name in rule.dropouts:
         setattr(config, name, shape.dropout)
     rule.follow(config, shape)

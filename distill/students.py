@@ -34,6 +34,10 @@ class StudentOptions:
     """Attention heads; as many as the teacher's where attention scores are matched."""
     intermediate_size: PositiveInt = 1200
     """Inner width of the feed-forward blocks."""
+    embedding_width: PositiveInt | None = None
+    """Width of the embeddings where they are narrower than the layers, with one matrix between: more of the vocabulary
+    for the same parameters. The family is then electra, BERT's layers over such embeddings. null: as wide as the
+    layers."""
     tokenizer: str | None = None
     """Tokenizer, a folder or hub name, where the student does not read the teacher's pieces. With another vocabulary
     only logits of whole sequences can be distilled."""
@@ -55,10 +59,15 @@ class StudentOptions:
 
 
 def check_shape(options: StudentOptions) -> None:
-    """Raises UserError where width is not a multiple of heads."""
+    """Raises UserError where width is not a multiple of heads, or narrow embeddings are not narrow."""
     if options.width % options.heads:
         raise UserError(
             f"student.width: {options.width} is not a multiple of student.heads={options.heads}. Set a multiple."
+        )
+    if options.embedding_width is not None and options.embedding_width >= options.width:
+        raise UserError(
+            f"student.embedding_width: {options.embedding_width} is not below student.width={options.width}. Set less, "
+            "or leave it out."
         )
 
 
@@ -69,7 +78,14 @@ def student_config(teacher: PreTrainedConfig, options: StudentOptions) -> PreTra
         UserError: a family or a shape of which no student can be built.
     """
     check_shape(options)
-    shape = Shape(options.layers, options.width, options.heads, options.intermediate_size, options.dropout)
+    shape = Shape(
+        options.layers,
+        options.width,
+        options.heads,
+        options.intermediate_size,
+        options.dropout,
+        options.embedding_width,
+    )
     config = shaped_config(teacher, options.family, shape)
     config.architectures = None
     config._name_or_path = ""

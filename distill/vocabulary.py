@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -34,8 +34,9 @@ SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "
 class VocabularyOptions:
     size: PositiveInt | None = None
     """At most so many pieces: the most frequent ones stay. null: no limit."""
-    min_count: PositiveInt = 1
-    """A piece that the text has fewer times is cut."""
+    min_count: NonNegativeInt = 1
+    """A piece that the text has fewer times is cut. 0: pieces that it does not have fill what is left of `size`, in the
+    order of their numbers, which in BERT's vocabularies is that of their frequency."""
     coverage: float = Field(default=1.0, gt=0, le=1)
     """Share of the text's pieces, every occurrence counted, that those kept must make up; rarer ones are cut."""
 
@@ -105,7 +106,8 @@ def cut_vocabulary(
     # The most frequent first; of equally frequent ones that with the lower number.
     for piece in np.argsort(-counts, kind="stable"):
         full = options.size is not None and kept.sum() >= options.size
-        if full or counts[piece] < options.min_count or covered >= options.coverage * total:
+        enough = options.coverage < 1 and covered >= options.coverage * total
+        if full or counts[piece] < options.min_count or enough:
             break
         covered += 0 if kept[piece] else int(counts[piece])
         kept[piece] = True

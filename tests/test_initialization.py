@@ -293,6 +293,50 @@ def test_a_cut_student_starts_far_nearer_to_the_teacher_than_a_random_one(
 
 
 @torch.no_grad()
+def test_an_electra_of_its_bert_teachers_shape_is_the_teacher(build_model, sample, fresh) -> None:
+    """Their layers are the same; a tagger's head is too."""
+    teacher = build_model(auto_class=AutoModelForTokenClassification)
+    options = {"family": "electra", "task": TASKS["token_classification"]}
+    assert_same(cut(teacher, sample, **options), teacher, fresh)
+
+
+@pytest.mark.parametrize("family", ["bert", "electra"])
+@torch.no_grad()
+def test_narrow_embeddings_give_the_best_that_a_matrix_makes_of_them(family: str, build_model, sample) -> None:
+    """No matrix behind the norm is nearer to the teacher's embeddings, on the sample, than the one fitted; what is left
+    falls with the width."""
+    teacher = build_model(family, **({"embedding_size": 12} if family == "electra" else {}))
+    batch = {name: torch.cat([part[name] for part in sample]) for name in sample[0]}
+    valid = batch["attention_mask"].bool()
+    expected = capture(teacher, batch, EVERYTHING).hidden[0][valid].double()
+    errors = []
+    for width in (4, 8, 11):
+        student = cut(teacher, sample, embedding_width=width)
+        body = student.model.base_model
+        assert student.model.config.model_type == "electra"
+        assert body.embeddings.word_embeddings.embedding_dim == width
+        x = body.embeddings(input_ids=batch["input_ids"], token_type_ids=batch["token_type_ids"])[valid].double()
+        x = torch.cat((x, torch.ones(len(x), 1)), dim=1)
+        least = (x @ torch.linalg.pinv(x, rtol=1e-4) @ expected - expected).square().mean()
+        found = (student(batch, EVERYTHING).hidden[0][valid].double() - expected).square().mean()
+        assert found.item() == pytest.approx(least.item(), rel=1e-3)
+        errors.append(found.item())
+        # Rounding has made nothing of the direction that normalised rows lack.
+        assert student.model.base_model.embeddings_project.weight.abs().max() < 20
+    assert errors[0] > 1.5 * errors[1] > 2 * errors[2]
+
+
+@torch.no_grad()
+def test_narrow_embeddings_tell_pieces_apart_that_the_sample_lacks(teacher, make_batch) -> None:
+    """Their directions are those of all pieces, not of the sample's alone."""
+    few = make_batch(LENGTHS, seed=1)
+    few["input_ids"] = few["input_ids"].clamp(max=8)
+    student = cut(teacher, [few], embedding_width=8)
+    rows = student.model.get_input_embeddings().weight[9:]
+    assert torch.linalg.svdvals(rows - rows.mean(0))[-1] > 0.1
+
+
+@torch.no_grad()
 def test_a_student_wider_than_its_teacher_can_be_cut_too(teacher, sample, fresh) -> None:
     student = cut(teacher, sample, width=24)
     own, expected = student(fresh, EVERYTHING), capture(teacher, fresh, EVERYTHING)
@@ -410,6 +454,29 @@ def test_an_adopted_head_reads_projected_states_and_keeps_the_neurons_that_count
     neurons = torch.tanh(inner(acts.hidden[2][:, 0]))
     neurons[:, silenced] = 0
     torch.testing.assert_close(acts.logits, outer(neurons), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_electra_has_two_gelus_for_a_neuron_of_berts_pooler(teacher, fresh) -> None:
+    """Of the pooler those with the largest outgoing weights, half as many as the student is wide, each within 0.11."""
+    student = build(teacher, family="electra", layers=2, width=12, projection_bias=True)
+    adopt_head(student, teacher)
+    acts = student(fresh, Needs(hidden=frozenset({2}), logits=True))
+    kept = teacher.classifier.weight.norm(dim=0).topk(6).indices
+    neurons = torch.tanh(teacher.bert.pooler.dense(acts.hidden[2][:, 0]))[:, kept]
+    expected = neurons @ teacher.classifier.weight[:, kept].T + teacher.classifier.bias
+    bound = 0.11 * teacher.classifier.weight[:, kept].abs().sum(1)
+    assert ((acts.logits - expected).abs() <= bound).all()
+    assert (acts.logits - expected).abs().mean() < 0.3 * expected.std()
+
+
+def test_a_bert_does_not_adopt_the_head_of_an_electra(build_model) -> None:
+    """Its pooler's tanh is no GELU."""
+    teacher = build_model("electra")
+    student = build(teacher, family="bert")
+    before = student.model.classifier.weight.clone()
+    adopt_head(student, teacher)
+    assert torch.equal(student.model.classifier.weight, before)
 
 
 @torch.no_grad()

@@ -103,7 +103,7 @@ def run(task: str, system: str, size: str, seed: int, value: float, teacher: flo
         "size": size,
         "seed": seed,
         "budget_seconds": budget,
-        "recipe": recipe(system),
+        "recipe": recipe(system, size),
         "value": value,
         **({} if system == "teacher" else {"teacher": teacher}),
         "metric": "accuracy",
@@ -251,11 +251,14 @@ def test_wrong_arguments_end_with_2(
 
 
 def test_the_tiny_student_is_a_seventh_and_a_half_of_the_teacher() -> None:
-    """By hand: embeddings, three layers, pooler and a head of six classes of BERT's form; the teacher has 22.71 M."""
+    """By hand: narrow embeddings, the matrix behind them, three layers, a head of two layers and six classes of ELECTRA's
+    form; the teacher has 22.71 M."""
     size = SIZES["tiny"]
-    d, inner, pieces = size.width, size.intermediate_size, size.changes["vocabulary"]["size"]
+    d, inner = size.width, size.intermediate_size
+    narrow, pieces = size.changes["embedding_width"], size.changes["vocabulary"]["size"]
     layer = 4 * (d * d + d) + 2 * d * inner + inner + d + 4 * d
-    parameters = (pieces + 512 + 2) * d + 2 * d + size.layers * layer + d * d + d + 6 * d + 6
+    embeddings = (pieces + 512 + 2) * narrow + 2 * narrow + narrow * d + d
+    parameters = embeddings + size.layers * layer + d * d + d + 6 * d + 6
     assert parameters <= 22_713_216 / 7.5
 
 

@@ -68,13 +68,15 @@ for folder, auto_class in json.loads(sys.argv[1]):
 def test_a_student_of_every_family_and_task_loads_without_this_project(
     build_model, batch: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    cases = [(family, "single_label_classification") for family in FAMILIES]
-    cases += [("bert", name) for name in TASKS if name != "single_label_classification"]
+    cases = [(family, "single_label_classification", None) for family in FAMILIES]
+    cases += [("bert", name, None) for name in TASKS if name != "single_label_classification"]
+    cases += [("electra", name, 8) for name in TASKS]
     expected, work = {}, []
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    for family, name in cases:
-        folder = tmp_path / f"{family}-{name}"
-        student = build(build_model(family, num_labels=TASKS[name].num_labels("abc")), TASKS[name])
+    for family, name, narrow in cases:
+        folder = tmp_path / f"{family}-{name}-{narrow}"
+        teacher = build_model("bert" if narrow else family, num_labels=TASKS[name].num_labels("abc"))
+        student = build(teacher, TASKS[name], embedding_width=narrow)
         model = student.model.eval()
         with torch.no_grad():
             expected[folder] = model(**inputs)[0]
@@ -130,6 +132,12 @@ def test_tinybert4_has_14_and_a_half_million_parameters() -> None:
 def test_width_must_be_a_multiple_of_heads(teacher: PreTrainedModel) -> None:
     with pytest.raises(UserError, match=r"student\.width: 12 is not a multiple of student\.heads=5"):
         build(teacher, heads=5)
+
+
+@pytest.mark.parametrize("width", [12, 13])
+def test_narrow_embeddings_are_narrower_than_the_layers(teacher: PreTrainedModel, width: int) -> None:
+    with pytest.raises(UserError, match=rf"student\.embedding_width: {width} is not below student\.width=12"):
+        build(teacher, embedding_width=width)
 
 
 # Families
@@ -194,6 +202,32 @@ def test_a_family_that_no_student_can_be_of_is_refused(teacher: str, family: str
     model = build_model(teacher, pad_token_id=57 if teacher == "modernbert" else 0)
     with pytest.raises(UserError, match=rf"student\.family: .*{message}"):
         build(model, family=family)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "family", "own"),
+    [("bert", None, "electra"), ("roberta", None, "electra"), ("albert", None, "albert"), ("bert", "albert", "albert")],
+)
+def test_narrow_embeddings_are_of_a_family_that_has_such(
+    teacher: str, family: str | None, own: str, build_model
+) -> None:
+    model = build(build_model(teacher), family=family, embedding_width=7).model
+    assert model.config.model_type == own
+    assert model.get_input_embeddings().weight.shape == (60, 7)
+
+
+def test_narrow_embeddings_of_a_family_that_has_none_are_refused(build_model) -> None:
+    with pytest.raises(
+        UserError, match=r"student\.embedding_width: .*family bert .*student\.family to electra or albert"
+    ):
+        build(build_model(), family="bert", embedding_width=7)
+
+
+def test_an_electra_computes_as_its_bert_teacher_does(build_model) -> None:
+    config = student_config(
+        build_model(hidden_act="relu", layer_norm_eps=1e-5).config, options_of(family="electra", embedding_width=7)
+    )
+    assert (config.hidden_act, config.layer_norm_eps) == ("relu", 1e-5)
 
 
 def test_a_decoder_is_no_teacher() -> None:

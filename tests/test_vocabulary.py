@@ -88,6 +88,15 @@ def test_rare_pieces_are_cut_where_asked_for(options: dict[str, float], gone: se
     assert left.coverage == pytest.approx(1 - sum(lost[piece] for piece in gone) / 10)
 
 
+def test_pieces_that_the_text_lacks_fill_what_is_left_in_the_order_of_their_numbers() -> None:
+    size = len(SPECIAL) + 16 + 3
+    left = cut(wordpiece(FRUIT), {"pear": 1, "##s": 2}, size=size, min_count=0)
+    assert {"apple", "app", "##le", "pear", "plum"} & kept(left) == {"pear", "apple", "app"}
+    assert left.coverage == 1
+    everything = cut(wordpiece(FRUIT), {"pear": 1}, min_count=0)
+    assert len(everything.kept) == len(SPECIAL) + len(FRUIT)
+
+
 def test_fewer_pieces_than_must_stay_are_refused() -> None:
     with pytest.raises(UserError, match=r"student\.vocabulary\.size: 20 is too few: .* are 21"):
         cut(wordpiece(FRUIT), {"apple": 1, "##s": 1}, size=20)

@@ -11,6 +11,8 @@ of matrices in that subspace, weighted by the covariance of what really flows th
     values, output  per head, rank d_s of  P' O [V P, b_v] C^1/2
     heads           those whose replacement by a constant costs most; see head_importance
     feed-forward    the neurons whose replacement by a constant costs most: Var[a_n] |P' w_n|^2
+    narrow          embeddings E P U (student.embedding_width), U the leading directions of what the embeddings give;
+    embeddings      behind their LayerNorm a matrix, fitted to P' h_0 by least squares
     LayerNorms      gain and bias fitted coordinate by coordinate to P' h_t; inside a layer, where a fit shrinks what
                     the feed-forward block reads (a student skips layers, so it predicts badly there), the teacher's
     projections     P
@@ -31,7 +33,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from distill.initialization.factors import principal_directions, product_svd, roots
 from distill.initialization.head import adopt_head
-from distill.initialization.layout import LAYOUTS, Layer, encoder_layers
+from distill.initialization.layout import LAYOUTS, Layer, alike, encoder_layers
 from distill.initialization.norms import fit_norms
 from distill.initialization.observe import LayerView, Moments, observe
 from distill.layer_map import LayerMap
@@ -46,11 +48,11 @@ EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings",
 
 def check_cut(teacher: PreTrainedConfig, student: PreTrainedConfig) -> None:
     """Raises UserError where the families differ or their layers are laid out in another way."""
-    if student.model_type != teacher.model_type or teacher.model_type not in LAYOUTS:
+    if not alike(teacher.model_type, student.model_type):
         raise UserError(
             f"student.initialization: a student of the family {student.model_type} cannot be cut out of a teacher of "
-            f"the family {teacher.model_type}; both must be of one family, of {', '.join(LAYOUTS)}. Set "
-            "student.initialization=random, or give a checkpoint."
+            f"the family {teacher.model_type}; both must be of one family, of {', '.join(LAYOUTS)} (an electra also of "
+            "a bert). Set student.initialization=random, or give a checkpoint."
         )
 
 
@@ -80,14 +82,15 @@ def cut_student(
 
     view = observe(body, source_layers, sources, batches)
     subspace = _subspace(view.moments, small.config.hidden_size)
-    _cut_embeddings(student, body, subspace)
+    _cut_embeddings(student, body, subspace, view.moments[0])
     for target, g in zip(target_layers, sources, strict=True):
         seen = view.layers[g]
         heads = share_heads(head_importance(source_layers[g - 1], seen, subspace), small.config.num_attention_heads)
         _cut_attention(target, source_layers[g - 1], subspace, _with_one(subspace, view.moments[g - 1]), seen, heads)
         _copy_norm(target.attention_norm, source_layers[g - 1].attention_norm, subspace)
         _cut_feed_forward(target, source_layers[g - 1], subspace, seen)
-    norms = [small.embeddings.LayerNorm] + [target.output_norm for target in target_layers]
+    first = getattr(small, "embeddings_project", small.embeddings.LayerNorm)
+    norms = [first] + [target.output_norm for target in target_layers]
     every = max(1, sum(batch["input_ids"].numel() for batch in batches) // NORM_PIECES)
     goals = [_of_rows(view.states[g], batches, every) for g in (0, *sources)]
     few = [{name: values[::every] for name, values in student.by_position(batch).items()} for batch in batches]
@@ -143,8 +146,12 @@ def share_heads(importance: Tensor, count: int) -> list[tuple[int, int]]:
     return [(i, turn) for i in range(len(importance)) for turn in range(each + (i in favoured))]
 
 
-def _cut_embeddings(student: Student, body: PreTrainedModel, subspace: Tensor) -> None:
+def _cut_embeddings(student: Student, body: PreTrainedModel, subspace: Tensor, outputs: Moments) -> None:
+    """outputs: of the embeddings of the sample's tokens."""
     source, target = body.embeddings, student.model.base_model.embeddings
+    narrow = target.word_embeddings.embedding_dim
+    if narrow < subspace.shape[1]:
+        subspace = subspace @ _narrow_directions(student, body, subspace, outputs, narrow)
     if hasattr(body, "embeddings_project"):  # ELECTRA: W (gain * norm(E)); what else the norm does is fitted later
         subspace = _double(body.embeddings_project.weight * source.LayerNorm.weight).T @ subspace
     for name in EMBEDDINGS:
@@ -152,6 +159,22 @@ def _cut_embeddings(student: Student, body: PreTrainedModel, subspace: Tensor) -
             weight = getattr(source, name).weight.cpu()
             rows = student.own_rows(weight) if name == "word_embeddings" else weight
             getattr(target, name).weight.copy_(rows @ subspace.float())
+
+
+def _narrow_directions(
+    student: Student, body: PreTrainedModel, subspace: Tensor, outputs: Moments, width: int
+) -> Tensor:
+    """(D_s, width): the leading directions, in the subspace, of what the embeddings give: half by the sample's tokens,
+    half by the student's pieces, each as often as any other, so that rare ones are told apart."""
+    pieces = student.own_rows(body.get_input_embeddings().weight.cpu())
+    source = body.embeddings
+    frame = source.position_embeddings.weight.mean(0) + source.token_type_embeddings.weight[0]
+    rows = source.LayerNorm(pieces.to(frame.device) + frame)
+    if hasattr(body, "embeddings_project"):
+        rows = body.embeddings_project(rows)
+    seconds = [outputs.second[0], _double(rows).T @ _double(rows)]
+    pooled = torch.stack([subspace.T @ second @ subspace / second.trace() for second in seconds]).sum(0)
+    return principal_directions(pooled, width)
 
 
 def _cut_attention(

@@ -7,23 +7,27 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from distill.initialization.layout import LAYOUTS
+from distill.initialization.layout import alike
 from distill.students import Student
+
+_SAME = ((1.0, 0.0, 1.0, 0.0),)
+_TANH = ((1.5, 2.35, 1 / 2.35, -0.5), (1.5, -2.35, -1 / 2.35, -0.5))
+"""Slope and shift of x, factor and constant of gelu(slope x + shift): the sum of the two is tanh(x) to 0.11."""
 
 
 @torch.no_grad()
 def adopt_head(student: Student, teacher: PreTrainedModel) -> None:
-    """Give the student the teacher's task head, where both are of one family of LAYOUTS and on one device.
+    """Give the student the teacher's task head, where their layers are alike and both are on one device.
 
     With W h_s + c ~ h_t, a linear head C on hidden states becomes C W. A head C f(A h + b) of two layers (a pooler and
     a classifier, or RoBERTa's, ELECTRA's and DistilBERT's own) keeps the D_s of its D_t neurons whose outgoing weights
-    are largest: rows of A W and columns of C, exact for those it keeps. Heads of other forms stay as they are.
+    are largest: rows of A W and columns of C, exact for those it keeps. An ELECTRA has GELUs where its BERT teacher's
+    pooler has tanh: two of them stand for one neuron, to 0.11 of its outgoing weight. Heads of other forms stay as
+    they are.
     """
-    family = teacher.config.model_type
-    if family not in LAYOUTS or student.model.config.model_type != family:
-        return
+    family, own_family = teacher.config.model_type, student.model.config.model_type
     source, target = _head(teacher), _head(student.model)
-    if source is None or target is None:
+    if not alike(family, own_family) or source is None or target is None:
         return
     weight, bias = _last_projection(student)
     linear, own = source[-1], target[-1]
@@ -31,14 +35,20 @@ def adopt_head(student: Student, teacher: PreTrainedModel) -> None:
         own.weight.copy_(linear.weight.float() @ weight)
         own.bias.copy_(linear.bias + linear.weight.float() @ bias)
         return
+    if family != own_family != "electra":
+        return  # BERT's pooler has no GELU
     inner, own_inner = source[0], target[0]
-    count = min(own_inner.out_features, inner.out_features)
+    turns = _SAME if family == own_family else _TANH
+    count = min(own_inner.out_features // len(turns), inner.out_features)
     kept = linear.weight.float().norm(dim=0).topk(count).indices.sort().values
-    own_inner.weight[:count] = (inner.weight.float() @ weight)[kept]
-    own_inner.bias[:count] = (inner.bias + inner.weight.float() @ bias)[kept]
-    own.weight[:, :count] = linear.weight[:, kept].to(own.weight.dtype)
-    own.weight[:, count:] = 0
+    own.weight.zero_()
     own.bias.copy_(linear.bias)
+    for turn, (slope, shift, factor, constant) in enumerate(turns):
+        rows = slice(turn * count, (turn + 1) * count)
+        own_inner.weight[rows] = slope * (inner.weight.float() @ weight)[kept]
+        own_inner.bias[rows] = slope * (inner.bias + inner.weight.float() @ bias)[kept] + shift
+        own.weight[:, rows] = factor * linear.weight[:, kept].to(own.weight.dtype)
+        own.bias += constant * linear.weight[:, kept].sum(1)
 
 
 def _head(model: PreTrainedModel) -> list[nn.Linear] | None:

@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from distill.families import BERT_LAYERS
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -67,6 +69,11 @@ LAYOUTS: Mapping[str, Callable[[Any], list[Layer]]] = {
     "distilbert": _distilbert,
 }
 """Families out of which students can be cut, by model_type."""
+
+
+def alike(family: str, other: str) -> bool:
+    """Whether layers of one family do what the other's do, so that one can be cut out of the other."""
+    return (family == other and family in LAYOUTS) or {family, other} <= BERT_LAYERS
 
 
 def encoder_layers(model: PreTrainedModel) -> list[Layer]:
