@@ -251,8 +251,8 @@ def test_wrong_arguments_end_with_2(
 
 
 def test_the_tiny_student_is_a_seventh_and_a_half_of_the_teacher() -> None:
-    """By hand: narrow embeddings, the matrix behind them, three layers, a head of two layers and six classes of ELECTRA's
-    form; the teacher has 22.71 M."""
+    """By hand: narrow embeddings, the matrix behind them, three layers, a head for six classes of ELECTRA's form; the
+    teacher has 22.71 M."""
     size = SIZES["tiny"]
     d, inner = size.width, size.intermediate_size
     narrow, pieces = size.changes["embedding_width"], size.changes["vocabulary"]["size"]
