@@ -98,7 +98,7 @@ class Size:
 
 SIZES: Mapping[str, Size] = {
     "3L-312": Size(3, 312, 12, 1200),
-    # 2.95 million parameters, 1/7.7 of the teacher's 22.7; docs/experiments.md says how it was chosen.
+    # 2.95 million parameters, 1/7.7 of the teacher's 22.7; docs/vocabulary.md says how it was chosen.
     "tiny": Size(3, 216, 12, 400, {"embedding_width": 80, "vocabulary": {"size": 22_000, "min_count": 0}}),
 }
 

@@ -25,7 +25,8 @@ from distill.vocabulary import CutVocabulary, VocabularyOptions
 @settings
 class StudentOptions:
     family: str | None = None
-    """Family of the student; where not given the teacher's own if students of it can be built, else bert."""
+    """Family of the student; where not given the teacher's own if students of it can be built, else bert (with
+    embedding_width electra)."""
     layers: PositiveInt = 4
     """Encoder layers. TinyBERT4 has 4."""
     width: PositiveInt = 312
@@ -34,10 +35,10 @@ class StudentOptions:
     """Attention heads; as many as the teacher's where attention scores are matched."""
     intermediate_size: PositiveInt = 1200
     """Inner width of the feed-forward blocks."""
-    embedding_width: PositiveInt | None = None
+    embedding_width: int | None = Field(default=None, ge=4)
     """Width of the embeddings where they are narrower than the layers, with one matrix between: more of the vocabulary
-    for the same parameters. The family is then electra, BERT's layers over such embeddings. null: as wide as the
-    layers."""
+    for the same parameters. Where no family is given it is then electra (BERT's layers over such embeddings), of an
+    albert teacher albert. null: as wide as the layers."""
     tokenizer: str | None = None
     """Tokenizer, a folder or hub name, where the student does not read the teacher's pieces. With another vocabulary
     only logits of whole sequences can be distilled."""
@@ -45,7 +46,8 @@ class StudentOptions:
     """Cut the teacher's WordPiece vocabulary to the pieces of the training text, for instance {size: 5000}; see
     docs/vocabulary.md. null: the student has all of them."""
     initialization: str = "teacher"
-    """teacher: cut out of the teacher's weights, in any shape, where both are of one family with BERT's layers; layers:
+    """teacher: cut out of the teacher's weights, in any shape, where both are of one family with BERT's layers (an
+    electra also out of a bert); layers:
     the teacher's layers copied whole, at its width, heads and intermediate size; random; or a checkpoint of this very
     shape, folder or hub name."""
     projection: Literal["auto", "identity", "shared", "separate_embedding", "per_layer"] = "auto"
@@ -224,6 +226,12 @@ def load_body(student: Student, source: str | Path) -> None:
                 f"student.initialization: {source} has {name}={given}, the student {wanted}. Make student.layers, "
                 "width, heads and intermediate_size those of the checkpoint."
             )
+    width, wanted = (model.get_input_embeddings().weight.shape[1] for model in (body, own))
+    if width != wanted:
+        raise UserError(
+            f"student.initialization: {source} has embeddings {width} wide, the student {wanted}. Set "
+            f"student.embedding_width={width if width < body.config.hidden_size else 'null'}."
+        )
     weights = body.state_dict()
     if student.to_student is not None and body.config.vocab_size == len(student.to_student) != own.config.vocab_size:
         embeddings = body.get_input_embeddings().weight

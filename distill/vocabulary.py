@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import string
 import tempfile
 from collections.abc import Mapping
@@ -36,7 +37,8 @@ class VocabularyOptions:
     """At most so many pieces: the most frequent ones stay. null: no limit."""
     min_count: NonNegativeInt = 1
     """A piece that the text has fewer times is cut. 0: pieces that it does not have fill what is left of `size`, in the
-    order of their numbers, which in BERT's vocabularies is that of their frequency."""
+    order of their numbers, in a BERT vocabulary about that of their frequency; but single characters and [unused1]
+    and the like."""
     coverage: float = Field(default=1.0, gt=0, le=1)
     """Share of the text's pieces, every occurrence counted, that those kept must make up; rarer ones are cut."""
 
@@ -103,8 +105,11 @@ def cut_vocabulary(
     kept = np.zeros(embeddings, dtype=bool)
     kept[always] = True
     total, covered = int(counts.sum()), int(counts[kept].sum())
+    fillers = _fillers(vocabulary)
     # The most frequent first; of equally frequent ones that with the lower number.
     for piece in np.argsort(-counts, kind="stable"):
+        if not counts[piece] and piece not in fillers:
+            continue
         full = options.size is not None and kept.sum() >= options.size
         enough = options.coverage < 1 and covered >= options.coverage * total
         if full or counts[piece] < options.min_count or enough:
@@ -121,6 +126,17 @@ def cut_vocabulary(
         _rebuilt(tokenizer, {int(old): new for new, old in enumerate(numbers)}),
         covered / total if total else 1.0,
     )
+
+
+def _fillers(vocabulary: Mapping[str, int]) -> set[int]:
+    """Pieces that may stay though the text has none: not BERT's [unused0] and the like, which no text has, nor single
+    characters, of which those that may come stay anyway."""
+    unused = re.compile(r"\[unused\d+\]")
+    return {
+        number
+        for piece, number in vocabulary.items()
+        if len(piece.removeprefix("##")) > 1 and not unused.fullmatch(piece)
+    }
 
 
 def _characters(vocabulary: Mapping[str, int], counts: np.ndarray) -> set[int]:

@@ -29,7 +29,8 @@ def show_plan(run: Run, due: Sequence[Due], works: Sequence[Work]) -> None:
         f"[bold]{escape(run.config.teacher.model)}[/] "
         f"({teacher.num_hidden_layers} layers, {teacher.hidden_size} wide) -> "
         f"student ({student.layers} layers, {student.width} wide, {student.heads} heads, "
-        f"{student.intermediate_size} inner)"
+        f"{student.intermediate_size} inner"
+        + (f", embeddings {student.embedding_width} wide)" if student.embedding_width else ")")
     )
     console.print(f"layers: {run.layer_map.describe()}", highlight=False, markup=False)
     if run.cut is not None:

@@ -141,6 +141,8 @@ class Run:
     def student_settings(self) -> dict[str, Any]:
         """The section student as stages depend on it: what is not set does not count, so that it may be new."""
         settings: dict[str, Any] = to_plain(self.config.student)
+        if settings["embedding_width"] is None:
+            del settings["embedding_width"]
         if settings["vocabulary"] is None:
             del settings["vocabulary"]
         else:

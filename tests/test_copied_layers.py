@@ -124,15 +124,33 @@ def test_layers_of_another_shape_are_refused_with_what_would_do(teacher, changes
 
 def test_layers_of_another_family_are_refused(build_model, teacher) -> None:
     with pytest.raises(
-        UserError, match=r"layers of the family roberta .* family bert\. Set student\.initialization=random"
+        UserError, match=r"layers of the family roberta .* family bert\. Instead set student\.initialization=random"
     ):
         copy_layers(build(teacher), build_model("roberta"), build_layer_map(LayerMapOptions(), 4, 4))
 
 
-def test_narrow_embeddings_are_refused(build_model) -> None:
+@pytest.mark.parametrize(
+    ("own", "given", "remedy"),
+    [(12, None, r"set student\.embedding_width=12"), (16, 12, r"leave student\.embedding_width out")],
+)
+def test_embeddings_of_another_width_are_refused(own: int, given: int | None, remedy: str, build_model) -> None:
+    teacher = build_model("electra", embedding_size=own)
+    message = rf"embeddings are {own} wide and not {given or 16}, .* Instead {remedy}, or .*initialization=teacher"
+    with pytest.raises(UserError, match=message):
+        copy_layers(build(teacher, embedding_width=given), teacher, build_layer_map(LayerMapOptions(), 4, 4))
+
+
+def test_narrow_embeddings_of_the_teachers_width_are_copied(build_model) -> None:
     teacher = build_model("electra", embedding_size=12)
-    with pytest.raises(UserError, match=r"embeddings are 12 wide, the student's 16.*initialization=teacher"):
-        copy_layers(build(teacher), teacher, build_layer_map(LayerMapOptions(), 4, 4))
+    student = build(teacher, embedding_width=12)
+    copy_layers(student, teacher, build_layer_map(LayerMapOptions(), 4, 4))
+    for name in ("embeddings.word_embeddings.weight", "embeddings_project.weight"):
+        assert torch.equal(student.model.electra.state_dict()[name], teacher.electra.state_dict()[name])
+
+
+def test_a_narrow_student_of_a_bert_is_cut_and_not_copied(teacher) -> None:
+    with pytest.raises(UserError, match=r"family bert cannot be copied .* Instead set student\.initialization=teacher"):
+        copy_layers(build(teacher, embedding_width=12), teacher, build_layer_map(LayerMapOptions(), 4, 4))
 
 
 def test_layers_that_are_built_otherwise_are_refused(build_model) -> None:

@@ -26,6 +26,7 @@ from distill.students import (
     student_config,
 )
 from distill.tasks import TASKS, TaskType
+from tests.doctor_cases import preflight
 
 CLASSES = TASKS["single_label_classification"]
 TEACHER_WIDTH = 16
@@ -347,6 +348,18 @@ def test_a_checkpoint_of_another_shape_is_refused(
         load_body(build(teacher), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted", "setting"), [(8, 10, "8"), (8, None, "8"), (None, 8, "null")], ids=["other", "narrow", "wide"]
+)
+def test_a_checkpoint_of_another_embedding_width_is_refused(
+    teacher: PreTrainedModel, tmp_path: Path, given: int | None, wanted: int | None, setting: str
+) -> None:
+    build(teacher, None, embedding_width=given).model.save_pretrained(tmp_path)
+    message = rf"embeddings {given or 12} wide, the student {wanted or 12}\. Set student\.embedding_width={setting}\."
+    with pytest.raises(UserError, match=message):
+        load_body(build(teacher, embedding_width=wanted), tmp_path)
+
+
 def test_a_checkpoint_with_another_vocabulary_is_refused(build_model, tmp_path: Path) -> None:
     build(build_model(vocab_size=61), None).model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="other embeddings than the student"):
@@ -364,3 +377,13 @@ def test_a_checkpoint_that_lacks_weights_is_refused(teacher: PreTrainedModel, tm
 def test_a_checkpoint_that_is_not_there_is_named(teacher: PreTrainedModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"student\.initialization: .*nothing cannot be read"):
         load_body(build(teacher), tmp_path / "nothing")
+
+
+# What a finished stage depends on
+
+
+@pytest.mark.parametrize("name", ["embedding_width", "vocabulary"])
+def test_what_is_not_set_leaves_stages_finished_that_were_made_before_it_was_there(name: str, tmp_path: Path) -> None:
+    given = {"embedding_width": "8", "vocabulary": "{size: 90}"}[name]
+    assert name not in preflight(tmp_path / "without", ready=True).run.student_settings
+    assert name in preflight(tmp_path / "with", f"student.{name}={given}", ready=True).run.student_settings

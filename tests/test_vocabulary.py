@@ -89,12 +89,21 @@ def test_rare_pieces_are_cut_where_asked_for(options: dict[str, float], gone: se
 
 
 def test_pieces_that_the_text_lacks_fill_what_is_left_in_the_order_of_their_numbers() -> None:
+    tokenizer = wordpiece(["[unused0]", "日", "[unused17]", *FRUIT])
     size = len(SPECIAL) + 16 + 3
-    left = cut(wordpiece(FRUIT), {"pear": 1, "##s": 2}, size=size, min_count=0)
-    assert {"apple", "app", "##le", "pear", "plum"} & kept(left) == {"pear", "apple", "app"}
+    left = cut(tokenizer, {"pear": 1, "##s": 2}, size=size, min_count=0)
+    characters = {piece for piece in FRUIT if len(piece.removeprefix("##")) == 1} - {"é", "##é", "日"}
+    assert kept(left) == {*SPECIAL, *characters, "pear", "apple", "app"}
     assert left.coverage == 1
-    everything = cut(wordpiece(FRUIT), {"pear": 1}, min_count=0)
-    assert len(everything.kept) == len({*SPECIAL, *FRUIT})
+
+
+def test_without_a_size_no_row_is_kept_that_no_text_can_ask_for() -> None:
+    """[unused0] and the like, characters that the text lacks, rows behind the last piece."""
+    tokenizer = wordpiece(["[unused0]", *FRUIT])
+    counts = np.zeros(len(tokenizer) + 6, dtype=np.int64)
+    left = cut_vocabulary(tokenizer, len(counts), counts, VocabularyOptions(min_count=0))
+    assert kept(left) == {*SPECIAL, *FRUIT} - {"é", "##é", "日"}
+    assert len(left.kept) == len(kept(left))
 
 
 def test_fewer_pieces_than_must_stay_are_refused() -> None:

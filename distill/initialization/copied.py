@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from distill.families import inner_width
+from distill.initialization.layout import alike
 from distill.layer_map import LayerMap
 from distill.settings import UserError
 from distill.students import Student
@@ -22,9 +23,10 @@ def check_copy(teacher: PreTrainedConfig, student: PreTrainedConfig) -> None:
     """Raises UserError, with the settings that would do, where whole layers do not fit into the student."""
     remedy = "set student.initialization=teacher, which cuts a student of any shape"
     if student.model_type != teacher.model_type:
+        other = remedy if alike(teacher.model_type, student.model_type) else "set student.initialization=random"
         raise UserError(
             f"student.initialization: layers of the family {teacher.model_type} cannot be copied into a student of the "
-            f"family {student.model_type}. Set student.initialization=random, or give a checkpoint."
+            f"family {student.model_type}. Instead {other}, or give a checkpoint."
         )
     shapes = {
         "width": (student.hidden_size, teacher.hidden_size),
@@ -40,9 +42,11 @@ def check_copy(teacher: PreTrainedConfig, student: PreTrainedConfig) -> None:
         )
     embeddings = [getattr(config, "embedding_size", None) for config in (student, teacher)]
     if embeddings[0] != embeddings[1]:
+        narrow = embeddings[1] < teacher.hidden_size
+        setting = f"set student.embedding_width={embeddings[1]}" if narrow else "leave student.embedding_width out"
         raise UserError(
-            f"student.initialization: the teacher's embeddings are {embeddings[1]} wide, the student's {embeddings[0]} "
-            f"as its layers are, so they cannot be copied. Instead {remedy}."
+            f"student.initialization: the teacher's embeddings are {embeddings[1]} wide and not {embeddings[0]}, "
+            f"so they cannot be copied. Instead {setting}, or {remedy}."
         )
 
 

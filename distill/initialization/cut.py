@@ -1,5 +1,6 @@
 """Cutting a student of any shape out of its teacher's weights, so that training starts near the teacher.
-Seeing what flows through the teacher is left to observe.py, the LayerNorms to norms.py, the task head to head.py.
+Seeing what flows through the teacher is left to observe.py, narrow embeddings to narrow.py, the LayerNorms to norms.py,
+the task head to head.py.
 
 The student's hidden state stands for the teacher's in a subspace: h_s = P' h_t, P (D_t, D_s) the leading eigenvectors
 of the second moment E[h h'] of the teacher's hidden states. Not centred: the mean is one of the directions, so biases
@@ -11,8 +12,7 @@ of matrices in that subspace, weighted by the covariance of what really flows th
     values, output  per head, rank d_s of  P' O [V P, b_v] C^1/2
     heads           those whose replacement by a constant costs most; see head_importance
     feed-forward    the neurons whose replacement by a constant costs most: Var[a_n] |P' w_n|^2
-    narrow          embeddings E P U (student.embedding_width), U the leading directions of what the embeddings give;
-    embeddings      behind their LayerNorm a matrix, fitted to P' h_0 by least squares
+    narrow ones     E P U and a matrix, fitted to P' h_0 by least squares; see narrow.py
     LayerNorms      gain and bias fitted coordinate by coordinate to P' h_t; inside a layer, where a fit shrinks what
                     the feed-forward block reads (a student skips layers, so it predicts badly there), the teacher's
     projections     P
@@ -34,8 +34,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from distill.initialization.factors import principal_directions, product_svd, roots
 from distill.initialization.head import adopt_head
 from distill.initialization.layout import LAYOUTS, Layer, alike, encoder_layers
+from distill.initialization.narrow import fit_matrix, narrow_directions, piece_outputs
 from distill.initialization.norms import fit_norms
-from distill.initialization.observe import LayerView, Moments, observe
+from distill.initialization.observe import LayerView, Moments, View, observe
 from distill.layer_map import LayerMap
 from distill.settings import UserError
 from distill.students import Student
@@ -51,8 +52,9 @@ def check_cut(teacher: PreTrainedConfig, student: PreTrainedConfig) -> None:
     if not alike(teacher.model_type, student.model_type):
         raise UserError(
             f"student.initialization: a student of the family {student.model_type} cannot be cut out of a teacher of "
-            f"the family {teacher.model_type}; both must be of one family, of {', '.join(LAYOUTS)} (an electra also of "
-            "a bert). Set student.initialization=random, or give a checkpoint."
+            f"the family {teacher.model_type}; both must be of one family, of {', '.join(LAYOUTS)}, or a bert and an "
+            "electra (which student.embedding_width makes the student). Set student.initialization=random, or give a "
+            "checkpoint."
         )
 
 
@@ -82,17 +84,19 @@ def cut_student(
 
     view = observe(body, source_layers, sources, batches)
     subspace = _subspace(view.moments, small.config.hidden_size)
-    _cut_embeddings(student, body, subspace, view.moments[0])
+    _cut_embeddings(student, body, subspace, view, batches)
     for target, g in zip(target_layers, sources, strict=True):
         seen = view.layers[g]
         heads = share_heads(head_importance(source_layers[g - 1], seen, subspace), small.config.num_attention_heads)
         _cut_attention(target, source_layers[g - 1], subspace, _with_one(subspace, view.moments[g - 1]), seen, heads)
         _copy_norm(target.attention_norm, source_layers[g - 1].attention_norm, subspace)
         _cut_feed_forward(target, source_layers[g - 1], subspace, seen)
-    first = getattr(small, "embeddings_project", small.embeddings.LayerNorm)
-    norms = [first] + [target.output_norm for target in target_layers]
+    norms = [target.output_norm for target in target_layers]
     every = max(1, sum(batch["input_ids"].numel() for batch in batches) // NORM_PIECES)
-    goals = [_of_rows(view.states[g], batches, every) for g in (0, *sources)]
+    goals = [_of_rows(view.states[g], batches, every) for g in sources]
+    if not hasattr(small, "embeddings_project"):
+        norms.insert(0, small.embeddings.LayerNorm)
+        goals.insert(0, _of_rows(view.states[0], batches, every))
     few = [{name: values[::every] for name, values in student.by_position(batch).items()} for batch in batches]
     fit_norms(small, norms, goals, subspace, few)
     for projection in student.projections.values():
@@ -146,35 +150,25 @@ def share_heads(importance: Tensor, count: int) -> list[tuple[int, int]]:
     return [(i, turn) for i in range(len(importance)) for turn in range(each + (i in favoured))]
 
 
-def _cut_embeddings(student: Student, body: PreTrainedModel, subspace: Tensor, outputs: Moments) -> None:
-    """outputs: of the embeddings of the sample's tokens."""
-    source, target = body.embeddings, student.model.base_model.embeddings
-    narrow = target.word_embeddings.embedding_dim
-    if narrow < subspace.shape[1]:
-        subspace = subspace @ _narrow_directions(student, body, subspace, outputs, narrow)
+def _cut_embeddings(
+    student: Student, body: PreTrainedModel, subspace: Tensor, view: View, batches: Sequence[Mapping[str, Tensor]]
+) -> None:
+    source, small = body.embeddings, student.model.base_model
+    narrow = hasattr(small, "embeddings_project")
+    directions = subspace
+    if narrow:
+        pieces = piece_outputs(body, student.own_rows(source.word_embeddings.weight))
+        width = small.embeddings.word_embeddings.embedding_dim
+        directions = subspace @ narrow_directions(pieces, view.moments[0], subspace, width)
     if hasattr(body, "embeddings_project"):  # ELECTRA: W (gain * norm(E)); what else the norm does is fitted later
-        subspace = _double(body.embeddings_project.weight * source.LayerNorm.weight).T @ subspace
+        directions = _double(body.embeddings_project.weight * source.LayerNorm.weight).T @ directions
     for name in EMBEDDINGS:
         if hasattr(source, name):
             weight = getattr(source, name).weight.cpu()
             rows = student.own_rows(weight) if name == "word_embeddings" else weight
-            getattr(target, name).weight.copy_(rows @ subspace.float())
-
-
-def _narrow_directions(
-    student: Student, body: PreTrainedModel, subspace: Tensor, outputs: Moments, width: int
-) -> Tensor:
-    """(D_s, width): the leading directions, in the subspace, of what the embeddings give: half by the sample's tokens,
-    half by the student's pieces, each as often as any other, so that rare ones are told apart."""
-    pieces = student.own_rows(body.get_input_embeddings().weight.cpu())
-    source = body.embeddings
-    frame = source.position_embeddings.weight.mean(0) + source.token_type_embeddings.weight[0]
-    rows = source.LayerNorm(pieces.to(frame.device) + frame)
-    if hasattr(body, "embeddings_project"):
-        rows = body.embeddings_project(rows)
-    seconds = [outputs.second[0], _double(rows).T @ _double(rows)]
-    pooled = torch.stack([subspace.T @ second @ subspace / second.trace() for second in seconds]).sum(0)
-    return principal_directions(pooled, width)
+            getattr(small.embeddings, name).weight.copy_(rows @ directions.float())
+    if narrow:
+        fit_matrix(student, pieces, view.states[0], subspace, batches)
 
 
 def _cut_attention(

@@ -62,14 +62,17 @@ def _shapes(run: Run) -> Table:
 
     def of(config: PreTrainedConfig) -> list[str]:
         names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-        return [str(getattr(config, name, "")) for name in names]
+        width = getattr(config, "embedding_size", None) or config.hidden_size
+        return [*(str(getattr(config, name, "")) for name in names), str(width)]
 
     teacher, own = run.checkpoint.config, run.student_config()
     rows = [
         ("teacher", run.config.teacher.model, teacher.model_type, *of(teacher)),
         ("student", f"starts from: {student.initialization}", own.model_type, *of(own)),
     ]
-    return Table("Shapes", ("model", "weights", "family", "layers", "width", "heads", "inner"), rows, texts=True)
+    return Table(
+        "Shapes", ("model", "weights", "family", "layers", "width", "heads", "inner", "embeddings"), rows, texts=True
+    )
 
 
 def _losses(run: Run) -> Iterator[tuple[str, str, str, str]]:
