@@ -154,9 +154,8 @@ def _cut_embeddings(
     student: Student, body: PreTrainedModel, subspace: Tensor, view: View, batches: Sequence[Mapping[str, Tensor]]
 ) -> None:
     source, small = body.embeddings, student.model.base_model
-    narrow = hasattr(small, "embeddings_project")
-    directions = subspace
-    if narrow:
+    directions, pieces = subspace, None
+    if hasattr(small, "embeddings_project"):
         pieces = piece_outputs(body, student.own_rows(source.word_embeddings.weight))
         width = small.embeddings.word_embeddings.embedding_dim
         directions = subspace @ narrow_directions(pieces, view.moments[0], subspace, width)
@@ -167,7 +166,7 @@ def _cut_embeddings(
             weight = getattr(source, name).weight.cpu()
             rows = student.own_rows(weight) if name == "word_embeddings" else weight
             getattr(small.embeddings, name).weight.copy_(rows @ directions.float())
-    if narrow:
+    if pieces is not None:
         fit_matrix(student, pieces, view.states[0], subspace, batches)
 
 

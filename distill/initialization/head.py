@@ -48,7 +48,7 @@ def adopt_head(student: Student, teacher: PreTrainedModel) -> None:
         own_inner.weight[rows] = slope * (inner.weight.float() @ weight)[kept]
         own_inner.bias[rows] = slope * (inner.bias + inner.weight.float() @ bias)[kept] + shift
         own.weight[:, rows] = factor * linear.weight[:, kept].to(own.weight.dtype)
-        own.bias += constant * linear.weight[:, kept].sum(1)
+        own.bias.add_(constant * linear.weight[:, kept].sum(1))
 
 
 def _head(model: PreTrainedModel) -> list[nn.Linear] | None:
