@@ -167,7 +167,8 @@ QUESTIONS: Mapping[str, Question] = {
         },
         "default: `joint-balance-1e-3`. Ahead of 5e-4 on each task tried; 2e-3 is ahead of it on stsb, behind on trec "
         "and, with copies, on wnut17. The tiny student, then of 5,600 pieces, has 2e-3: ahead of 1e-3 by 0.021 on stsb "
-        "and 0.005 on mrpc, level on trec, and 0.3205 on wnut17, where 1e-3 has 0.3069 on copies of varied words; 4e-3 is behind 2e-3",
+        "and 0.005 on mrpc, level on trec, and 0.3205 on wnut17, where 1e-3 has 0.3069 on copies of varied words; 4e-3 "
+        "is behind 2e-3",
         costs_like=None,
     ),
     "schedule": Question(
@@ -252,8 +253,8 @@ QUESTIONS: Mapping[str, Question] = {
         },
         "default: batches of 16, twice the steps. Ahead of 32 on stsb by 0.022 (two seeds) and on mrpc by 0.027, level "
         "on trec and, by hand in 600 seconds, on wnut17 (0.5260 for 0.5268); 8 at this rate are behind 16; the tiny "
-        "student of 5,600 pieces, by hand, has 0.8444 for 0.8304 on stsb. Without balance, or without a term of the layers, stsb is "
-        "level (without attention in 36 % more steps); dropout is far behind",
+        "student of 5,600 pieces, by hand, has 0.8444 for 0.8304 on stsb. Without balance, or without a term of the "
+        "layers, stsb is level (without attention in 36 % more steps); dropout is far behind",
         costs_like=None,
         base=FOUND,
     ),
