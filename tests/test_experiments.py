@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -156,10 +157,12 @@ def test_what_a_step_costs_is_measured_once_and_gives_the_steps(
     assert kept.items() > known.items()
 
 
-def test_the_cost_of_a_step_is_what_the_meter_says(
-    base: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("processor", "share"), [(0.25, 0.25), (2.0, 1.0)], ids=["a quarter of a core", "two cores"])
+def test_costs_are_what_the_meter_says_and_what_was_had_of_a_core(
+    processor: float, share: float, base: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A meter that is told to be slow: eight tokens a second, whatever the machine does."""
+    """A meter that is told to be slow: eight tokens a second, whatever the machine does. The processor's time runs at a
+    quarter of the clock's: others had the rest of the core."""
     data = small_data(tmp_path, monkeypatch)
     quality_cells.make_teacher(TASKS["trec"], data, tmp_path / "work")
     read = monitoring.Meter.read
@@ -168,14 +171,17 @@ def test_the_cost_of_a_step_is_what_the_meter_says(
         return {**read(self, rate, tokens), "tokens_per_second": 8.0}
 
     monkeypatch.setattr(monitoring.Meter, "read", slow)
+    monkeypatch.setattr(quality_cells.time, "process_time", lambda: processor * time.monotonic())
     cell = Cell(TASKS["trec"], BASE, base, "3L-312", 0, 60.0)
     costs = quality_cells._costs(cell, tmp_path / "work", tmp_path / "scratch")
     result = json.loads((tmp_path / "scratch" / "probe" / "task" / "result.json").read_text())
     for phase in ("intermediate", "logits"):
         assert costs[phase] == pytest.approx(result["phases"][phase]["tokens"] / 32 / 8)
-    assert costs["first weights"] == result["first_weights_seconds"] > 0
+    assert costs["first weights"] == pytest.approx(share * result["first_weights_seconds"], rel=1e-3)
     # The teacher had read all rows before the first step: fewer steps than an epoch has would not have asked for it.
-    assert costs["teacher once"] == sum(phase["teacher_seconds"] for phase in result["phases"].values())
+    once = sum(phase["teacher_seconds"] for phase in result["phases"].values())
+    assert costs["teacher once"] == pytest.approx(share * once, rel=1e-3)
+    assert once > 0
     assert list((tmp_path / "scratch" / "answers").glob("states-*/*.safetensors"))
 
 
