@@ -24,6 +24,7 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 VOCABULARY = 60
+LENGTHS = (12, 3, 7, 12, 5, 9, 1, 8, 11, 12, 6, 10, 4, 12, 9, 7)
 SHAPE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
@@ -109,6 +110,12 @@ def make_batch() -> MakeBatch:
 @pytest.fixture
 def batch(make_batch: MakeBatch) -> dict[str, Tensor]:
     return make_batch()
+
+
+@pytest.fixture
+def fresh(make_batch: MakeBatch) -> dict[str, Tensor]:
+    """Rows that no student was cut on."""
+    return make_batch(LENGTHS, seed=3)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
