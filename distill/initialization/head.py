@@ -11,8 +11,10 @@ from distill.initialization.layout import alike
 from distill.students import Student
 
 _SAME = ((1.0, 0.0, 1.0, 0.0),)
+"""Of each neuron f that stands for one of the teacher's, (slope, shift, factor, constant): the sum over them of
+factor f(slope x + shift) + constant is what the teacher's gives for x."""
 _TANH = ((1.5, 2.35, 1 / 2.35, -0.5), (1.5, -2.35, -1 / 2.35, -0.5))
-"""Slope and shift of x, factor and constant of gelu(slope x + shift): the sum of the two is tanh(x) to 0.11."""
+"""The same where f is GELU and the teacher's is tanh, to 0.11."""
 
 
 @torch.no_grad()
