@@ -115,8 +115,8 @@ def _varied(change: Way) -> Way:
     return _then(_short(_copies(10, candidates=100, probability=0.7)), change)
 
 
-def _unlabelled() -> Way:
-    return lambda system: replace(system, unlabelled=frozenset({"token_classification"}))
+def _unlabelled(texts: str) -> Way:
+    return lambda system: replace(system, unlabelled={"token_classification": texts})
 
 
 def _labels_alone(rate: float, initialization: str = "random") -> Way:
@@ -298,12 +298,15 @@ QUESTIONS: Mapping[str, Question] = {
     "unlabelled": Question(
         "text of other sets beside copies of varied words, answered by the teacher (base: two phases)",
         {
-            "varied-unlabelled": _varied(_unlabelled()),
-            "unlabelled": _then(_joint_balanced(learning_rate=RATE), _unlabelled()),
+            "varied-unlabelled": _varied(_unlabelled("mixed")),
+            "varied-entities": _varied(_unlabelled("entities")),
+            "unlabelled": _then(_joint_balanced(learning_rate=RATE), _unlabelled("mixed")),
         },
         "helps on wnut17: 0.5208 after 519 of 1,039 steps, where copies alone reach 0.5025 in 610 and 0.5148 in 3,196; "
         "0.5289 in 1,903 of a trial by hand, in which the labelled rows came eight times and everything had one varied "
-        "copy. Not in the benchmark's `default`, whose students all read the same rows",
+        "copy. Texts that name somebody are worth more: 0.5421 after 3,291 steps of 16 rows by hand, where the mixed "
+        "ones gave 0.5260 and in three times as many steps 0.5286. Not in the benchmark's `default`, whose students "
+        "all read the same rows",
         costs_like=None,
     ),
     "short-other": Question(

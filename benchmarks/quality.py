@@ -11,7 +11,7 @@ unless its system has changed since; a stopped one goes on from its checkpoint. 
 sizes, and seeds: of each kind that is named, nothing else is run. --report writes the section of docs/results.md and
 its plot from the JSON alone.
 
-A student's training steps take --seconds of processor time on one thread (`more-text`: 600 where not given), which is
+A student's training steps take --seconds of processor time on one thread (`more-text` has budgets of its own), which is
 what the clock shows where nothing else runs; how many that is follows from the step's cost, probed once and kept beside
 the figures in quality_step_seconds.json: another machine trains as many steps. What making the first weights takes is
 paid out of the budget, as are augmented rows and one pass of the teacher over the rows where its answers are kept;
@@ -42,7 +42,7 @@ from transformers.utils import logging
 
 from benchmarks.quality_cells import Cell, measure, measure_teacher
 from benchmarks.quality_report import write_report
-from benchmarks.quality_systems import SYSTEMS, fits, recipe
+from benchmarks.quality_systems import SYSTEMS, budget_of, fits, recipe
 from benchmarks.quality_tasks import SIZES, TASKS
 from benchmarks.run_file import Run, chosen, costs_of, locked, read_runs
 from distill.checkpoint import write_json
@@ -73,7 +73,7 @@ def grid(
                         "system": system,
                         "size": size,
                         "seed": seed,
-                        "budget_seconds": seconds or SYSTEMS[system].seconds or SECONDS,
+                        "budget_seconds": seconds or budget_of(system, TASKS[task]) or SECONDS,
                     }
                     for system in systems
                     if system in SYSTEMS and fits(system, size)
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="teachers and what is being trained")
     parser.add_argument("--only", action="append", default=[], metavar="NAME,...", help="tasks, systems, sizes, seeds")
     parser.add_argument(
-        "--seconds", type=float, help=f"of training a student; {SECONDS:g} where not given (more-text: 600)"
+        "--seconds", type=float, help=f"of training a student; {SECONDS:g} where not given (more-text: its own)"
     )
     parser.add_argument("--quick", action="store_true", help="three tasks, two systems, one seed, a minute each")
     parser.add_argument("--report", action="store_true", help="write docs/results.md's section and plot; train nothing")

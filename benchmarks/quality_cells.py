@@ -24,10 +24,9 @@ from benchmarks.quality_tasks import (
     Task,
     runtime,
     teacher_config,
-    unlabelled_file,
     write_splits,
-    write_unlabelled,
 )
+from benchmarks.quality_texts import texts_file, write_texts
 from benchmarks.run_file import locked
 from benchmarks.textbrewer import TextBrewer
 from distill.checkpoint import write_json
@@ -116,8 +115,8 @@ def measure(cell: Cell, data: Path, work: Path, costs: Path, *, reported: str = 
             measured once and written there: a cell has the same number of steps whenever and wherever it is run.
     """
     make_teacher(cell.task, data, work)
-    if isinstance(cell.recipe, System) and cell.task.type in cell.recipe.unlabelled:
-        write_unlabelled(data, unlabelled_file(work))
+    if isinstance(cell.recipe, System) and (texts := cell.recipe.unlabelled_of(cell.task)):
+        write_texts(texts, data, work)
     if isinstance(cell.recipe, System) and cell.recipe.general_steps:
         task = cell.task if cell.recipe.taught_by_task else None
         first = str(general_student(cell.recipe.general_steps, cell.size, data, work, task))
@@ -244,7 +243,8 @@ def _config(cell: Cell, work: Path, folder: Path, steps: Mapping[str, int], answ
                 "save_every_steps": max(200, count),
             }
     augment = system.augment_of(cell.task)
-    more = {"path": "text", "data_files": str(unlabelled_file(work))} if cell.task.type in system.unlabelled else None
+    texts = system.unlabelled_of(cell.task)
+    more = {"path": "text", "data_files": str(texts_file(texts, work))} if texts else None
     return parse_config(
         {
             "preset": system.preset,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality_systems import SYSTEMS, fits
+from benchmarks.quality_systems import SYSTEMS, budget_of, fits
 from benchmarks.quality_tasks import SIZES, TASKS
 from distill.checkpoint import write_text
 from distill.settings import UserError
@@ -46,17 +46,14 @@ def write_report(results: Path, rows: Sequence[Row], *, write: bool) -> None:
 
 
 def section(rows: Sequence[Row]) -> list[str]:
-    """A table of figures and one of retention, and what is missing, as Markdown lines."""
-    tasks = [name for name in TASKS if any(row["task"] == name for row in rows)]
-    budgets = sorted({row["budget_seconds"] for row in rows if row["budget_seconds"]})
+    """Tables of figures and retention, each with what is missing in it, as Markdown lines."""
     lines: list[str] = []
-    for budget in budgets or [None]:
-        own = [row for row in rows if row["budget_seconds"] in (None, budget)]
+    for title, own, whole in _tables(rows):
+        tasks = [name for name in TASKS if any(row["task"] == name for row in own)]
         kinds = [(TEACHER, TEACHER), *((system, size) for size in SIZES for system in SYSTEMS)]
         kinds = [kind for kind in kinds if any((row["system"], row["student"]) == kind for row in own)]
-        if budget:
-            lines += [f"Training of {budget:g} seconds each, on one thread:", ""]
         lines += [
+            *([title, ""] if title else []),
             "| student | parameters | " + " | ".join(f"{task} ({_metric(own, task)})" for task in tasks) + " | kept |",
             "|---|---|" + "---|" * (len(tasks) + 1),
         ]
@@ -67,8 +64,52 @@ def section(rows: Sequence[Row]) -> list[str]:
             figures = " | ".join(_figure(cells.get(task)) for task in tasks)
             lines.append(f"| {name} | {parameters:.2f} M | {figures} | {_kept(list(cells.values()), system)} |")
         verdicts = [text for size in SIZES for other in RIVALS if (text := _verdict(own, size, other))]
-        lines += ["", *verdicts, "", *_missing(own, kinds, budget), ""]
+        missing = _missing(own, kinds) if whole else []
+        lines += ["", *verdicts, *([""] if verdicts else []), *missing, *([""] if missing else [])]
     return lines
+
+
+def _tables(rows: Sequence[Row]) -> list[tuple[str, list[Row], bool]]:
+    """Title and rows of a table, and whether what it lacks is to be told: one for each budget of the comparison, one
+    for the systems with budgets of their own, then one for each other budget that these were run with."""
+    teachers = [row for row in rows if row["system"] == TEACHER]
+    students = [row for row in rows if row["system"] != TEACHER]
+    if not students:
+        return [("", teachers, True)]
+    compared = [row for row in students if not _own_budget(row["system"])]
+    meant = [row for row in students if row["budget_seconds"] == budget_of(row["system"], TASKS[row["task"]])]
+    others = [row for row in students if row not in compared and row not in meant]
+    tables = [(title, [*teachers, *own], True) for title, own in _by_budget(compared)]
+    if meant:
+        tables.append((_own_title(meant), [*teachers, *meant], True))
+    for title, own in _by_budget(others):
+        tasks = {row["task"] for row in own}
+        tables.append((title, [*(row for row in teachers if row["task"] in tasks), *own], False))
+    return tables
+
+
+def _by_budget(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """Title and rows, for each budget."""
+    return [
+        (
+            f"Training of {budget:g} seconds each, on one thread:",
+            [row for row in rows if row["budget_seconds"] == budget],
+        )
+        for budget in sorted({row["budget_seconds"] for row in rows})
+    ]
+
+
+def _own_title(rows: Sequence[Row]) -> str:
+    tasks: dict[float, list[str]] = {}
+    for name in TASKS:
+        for budget in {row["budget_seconds"] for row in rows if row["task"] == name}:
+            tasks.setdefault(budget, []).append(name)
+    told = "; ".join(f"{budget:g} seconds each on {', '.join(names)}" for budget, names in sorted(tasks.items()))
+    return f"Training for longer, {told}, on one thread:"
+
+
+def _own_budget(system: str) -> bool:
+    return any(budget_of(system, task) for task in TASKS.values())
 
 
 def _verdict(rows: Sequence[Row], size: str, other: str) -> str:
@@ -112,18 +153,18 @@ def _kept(rows: Sequence[Row], system: str) -> str:
     return f"{statistics.fmean(known):.1%} of {len(known)} tasks"
 
 
-def _missing(rows: Sequence[Row], kinds: Sequence[tuple[str, str]], budget: float | None) -> list[str]:
-    """What of the whole grid was not run for so long, or not since its system changed, in words."""
+def _missing(rows: Sequence[Row], kinds: Sequence[tuple[str, str]]) -> list[str]:
+    """What of the grid such a table is about was not run, or not since its system changed, in words."""
     lines = []
     absent = [name for name in TASKS if not any(row["task"] == name for row in rows)]
     if absent:
         lines.append(f"Tasks of which nothing was run: {', '.join(absent)}.")
-    meant = budget if any(system.seconds == budget for system in SYSTEMS.values()) else None
+    longer = {_own_budget(row["system"]) for row in rows if row["system"] != TEACHER}
     unseen = [
         f"{size} {system}"
         for size in SIZES
         for system in SYSTEMS
-        if (system, size) not in kinds and fits(system, size) and SYSTEMS[system].seconds == meant
+        if (system, size) not in kinds and fits(system, size) and _own_budget(system) in longer
     ]
     if unseen:
         lines.append(f"Systems of which nothing was run: {', '.join(unseen)}.")

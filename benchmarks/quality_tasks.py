@@ -6,7 +6,6 @@ from __future__ import annotations
 import gzip
 import json
 import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,8 +21,6 @@ from distill.settings import UserError
 from pipelines.run import measured_precision
 
 TEACHER = "all-minilm-l6-v2"
-UNLABELLED = {"agnews": 10_001, "goemotions": 34_000, "sms_spam": 4_476, "books": 20_000}
-"""Texts taken of each set where a system trains on text without labels."""
 SPLIT_SEED = 42
 """Of the rows held out where a set has too few splits: the same for every system and seed."""
 TEACHER_SEED = 42
@@ -124,36 +121,6 @@ def write_splits(task: Task, data: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in (("train", train), ("validation", validation), ("test", reported)):
         write_text(folder / f"{name}.jsonl", "".join(rows))
-
-
-def unlabelled_file(work: Path) -> Path:
-    return work / "rows" / "unlabelled.txt"
-
-
-def write_unlabelled(data: Path, file: Path) -> None:
-    """A line for each of some 68,000 texts of training splits and books that are no rows of the tasks on tokens, unless
-    the file is there.
-
-    Raises:
-        UserError: a set is not under `data`.
-    """
-    if file.is_file():
-        return
-    shuffled, texts = random.Random(SPLIT_SEED), []
-    for name, count in UNLABELLED.items():
-        source = data / name / ("train.00.txt.gz" if name == "books" else "train.jsonl.gz")
-        if not source.is_file():
-            raise UserError(f"--data: {source} is not there. Give the folder that holds {name}/.")
-        with gzip.open(source, "rt", encoding="utf-8") as stream:
-            found = _sentences(stream.read()) if name == "books" else [json.loads(line)["sentence"] for line in stream]
-        texts += shuffled.sample(found, min(count, len(found)))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, "".join(" ".join(text.split()) + "\n" for text in texts))
-
-
-def _sentences(book: str) -> list[str]:
-    found = re.split(r"(?<=[.!?])\s+", " ".join(book.split()))
-    return [sentence for sentence in found if 40 < len(sentence) < 300]
 
 
 def _lines(file: Path) -> Sequence[str]:
