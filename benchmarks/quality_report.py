@@ -64,7 +64,7 @@ def section(rows: Sequence[Row]) -> list[str]:
             figures = " | ".join(_figure(cells.get(task)) for task in tasks)
             lines.append(f"| {name} | {parameters:.2f} M | {figures} | {_kept(list(cells.values()), system)} |")
         verdicts = [text for size in SIZES for other in RIVALS if (text := _verdict(own, size, other))]
-        missing = _missing(own, kinds) if whole else []
+        missing = [*(_missing(own, kinds) if whole else []), *_old(own)]
         lines += ["", *verdicts, *([""] if verdicts else []), *missing, *([""] if missing else [])]
     return lines
 
@@ -154,7 +154,7 @@ def _kept(rows: Sequence[Row], system: str) -> str:
 
 
 def _missing(rows: Sequence[Row], kinds: Sequence[tuple[str, str]]) -> list[str]:
-    """What of the grid such a table is about was not run, or not since its system changed, in words."""
+    """What of the grid such a table is about was not run, in words."""
     lines = []
     absent = [name for name in TASKS if not any(row["task"] == name for row in rows)]
     if absent:
@@ -168,10 +168,12 @@ def _missing(rows: Sequence[Row], kinds: Sequence[tuple[str, str]]) -> list[str]
     ]
     if unseen:
         lines.append(f"Systems of which nothing was run: {', '.join(unseen)}.")
-    old = [f"{row['student']} {row['system']} on {row['task']}" for row in rows if row["old_recipe"]]
-    if old:
-        lines.append(f"Of a recipe that the system no longer has: {', '.join(old)}.")
     return lines
+
+
+def _old(rows: Sequence[Row]) -> list[str]:
+    old = [f"{row['student']} {row['system']} on {row['task']}" for row in rows if row["old_recipe"]]
+    return [f"Of a recipe that the system no longer has: {', '.join(old)}."] if old else []
 
 
 def plot(rows: Sequence[Row], file: Path) -> None:

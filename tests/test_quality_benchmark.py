@@ -199,6 +199,7 @@ def test_budgets_of_a_systems_own_have_one_table_beside_the_comparison() -> None
         {**run(task, system, "3L-312", 0, value), "budget_seconds": budget}
         for task, system, budget, value in (*given, ("wnut17", "more-text", 1800.0, 0.81))
     ]
+    runs[2]["recipe"] = "another"
     text = "\n".join(quality_report.section(quality.summarise(runs)))
     short, rest = text.split(
         "Training for longer, 600 seconds each on trec; 1800 seconds each on wnut17, on one thread:"
@@ -209,6 +210,8 @@ def test_budgets_of_a_systems_own_have_one_table_beside_the_comparison() -> None
     assert "| 3L-312, more-text | 1.00 M | 0.9000 (1 seed) | 0.8100 (1 seed) | 95.0% of 2 tasks |" in long
     assert long.rstrip().endswith("Systems of which nothing was run: tiny more-text.")
     assert "| 3L-312, more-text | 1.00 M | 0.3000 (1 seed) | 33.3% of 1 tasks |" in other
+    assert "no longer has" not in long
+    assert "no longer has: 3L-312 more-text on wnut17." in other
 
 
 def test_a_stamp_changes_with_what_is_used_and_not_with_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
